@@ -2,7 +2,8 @@
 
 - `http1`, with `http1_stream`: HTTP/1.1 connections without TLS, which the proxy reads and writes
   itself;
-- `asgi`, with `asgi_writers`: any ASGI server, and Hypercorn's own classes for TLS and HTTP/2;
+- `http2`: the same for HTTP/2 with prior knowledge;
+- `asgi`, with `asgi_writers`: any ASGI server, and Hypercorn's own classes for TLS;
 - `server`: the one substitution in Hypercorn, which gives each connection to one of them;
 - `to_asgi`: the other direction, for pages and for apps around the proxy;
 - `bound`: the limit of open connections; `sockets`: how a connection ends.
@@ -17,13 +18,14 @@ from .bound import client_connections, connections_by_open_files
 from .hypercorn import ServerConfig, path_is_known, share_log
 from .port import ClientStream, Message, Receive, Scope, Send, Writer
 from .server import contain_connections, cut_connections, end_idle_connections
-from .to_asgi import scope_of, serve_asgi, stream_of
+from .to_asgi import OwnStream, scope_of, serve_asgi, stream_of
 
 __all__ = [
     "WRITERS",
     "AsgiStream",
     "ClientStream",
     "Message",
+    "OwnStream",
     "Receive",
     "Scope",
     "Send",

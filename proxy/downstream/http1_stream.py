@@ -7,10 +7,8 @@ and does not decide whether the connection is used again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from email.utils import formatdate
 from http import HTTPStatus
 from math import inf
-from time import time
 from typing import Any, Protocol
 
 import trio
@@ -21,6 +19,7 @@ from ..errors import ClientGone, ProtocolFailure, RequestRefused
 from ..http.body import Chunked, has_no_body
 from ..http.headers import HeaderList
 from ..http.request import RequestHead, RequestReader
+from .date import http_date
 from .transport import Transport
 
 __all__ = ["Http1Stream"]
@@ -257,7 +256,7 @@ class Http1Stream:
                 self._chunked = True
                 lines.append(b"transfer-encoding: chunked\r\n")
         if b"date" not in names:
-            lines.append(date_line())
+            lines.append(b"date: %b\r\n" % http_date())
         if not request.keep_alive or self.closes or self._continues or self._connection.ends:
             self.closes = True
             lines.append(b"connection: close\r\n")
@@ -329,16 +328,3 @@ _STATUS_LINES = {
 def status_line(status: int) -> bytes:
     """A status line with its CRLF."""
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
-
-
-_date_at = -1
-_date_line = b""
-
-
-def date_line() -> bytes:
-    """The line of `Date` (RFC 9110, section 6.6.1), with its CRLF."""
-    global _date_at, _date_line
-    second = int(time())
-    if second != _date_at:
-        _date_at, _date_line = second, f"date: {formatdate(second, usegmt=True)}\r\n".encode()
-    return _date_line

@@ -2,13 +2,15 @@
 
 Hypercorn's Trio worker accepts connections and calls `TCPServer(app, config, context, state,
 stream)` for each. `contain_connections` puts `serve_connection` there, for `weirpool serve` and for
-plain Hypercorn alike. Connections without TLS are `Http1Connection`s wherever a hub runs; all
-others, and those that turn out to be HTTP/2, stay Hypercorn's.
+plain Hypercorn alike. Connections without TLS are the proxy's own wherever a hub runs, over HTTP/1.1
+and, with prior knowledge, over HTTP/2; all others stay Hypercorn's.
 """
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakSet
@@ -20,9 +22,9 @@ from hypercorn.trio.tcp_server import TCPServer
 
 from ..hub import current_hub
 from .http1 import Http1Connection
-from .http1_stream import Http1Stream
+from .http2 import Http2Connection
 from .hypercorn import Connection, ServerConfig, contain_parts
-from .to_asgi import answer_fault, scope_of, serve_asgi
+from .to_asgi import OwnStream, answer_fault, scope_of, serve_asgi
 from .transport import Transport
 
 __all__ = ["contain_connections", "cut_connections", "end_idle_connections"]
@@ -34,6 +36,7 @@ class _Server:
     def __init__(self, config: Any, context: Any) -> None:
         self.config = config
         self.keep_alive_s: float = config.keep_alive_timeout
+        self.max_streams: int = config.h2_max_concurrent_streams
         self._context = context
 
     async def count_request(self) -> None:
@@ -65,18 +68,27 @@ async def serve_connection(app: Any, config: Any, context: Any, state: Any, stre
     peer = name[0] if isinstance(name, tuple) else None  # of a Unix socket
     inner = getattr(app, "app", app)  # Hypercorn wraps the app
     _watch_server(inner, config, context)
-    connection = Http1Connection(transport, hub, peer, _Server(config, context))
+    server, serve = _Server(config, context), _how_to_serve(inner, config, state)
+    first = Http1Connection(transport, hub, peer, server)
     early: bytes | None = None
+    with _registered(first, config):
+        early = await first.run(serve)
+    if early is not None:
+        second = Http2Connection(transport, hub, peer, server)
+        with _registered(second, config):
+            await second.run(serve, early)
+
+
+@contextmanager
+def _registered(connection: Http1Connection | Http2Connection, config: Any) -> Iterator[None]:
+    """Let the server end this connection while it runs, and log what it raises."""
     _connections[connection] = config
     try:
-        early = await connection.run(_how_to_serve(inner, config, state))
+        yield
     except* Exception as error:
         structlog.get_logger("proxy").error("internal_error", exc_info=error)
     finally:
         del _connections[connection]
-    if early is not None:
-        plain = trio.SocketStream(trio.socket.from_stdlib_socket(transport.sock))
-        await Connection(app, config, context, state, plain, early=early)
 
 
 def _how_to_serve(app: Any, config: Any, state: Any) -> Any:
@@ -101,7 +113,7 @@ async def _end_with(config: Any, context: Any) -> None:
     end_idle_connections(config)
 
 
-async def _serve_asgi(app: Any, config: Any, state: Any, stream: Http1Stream) -> None:
+async def _serve_asgi(app: Any, config: Any, state: Any, stream: OwnStream) -> None:
     fault = stream.head.fault
     if fault is not None:
         await answer_fault(stream, fault)
@@ -118,7 +130,7 @@ def contain_connections() -> None:
         vars(hypercorn_run)["TCPServer"] = serve_connection
 
 
-_connections: dict[Http1Connection, Any] = {}
+_connections: dict[Http1Connection | Http2Connection, Any] = {}
 _watched: WeakSet[Any] = WeakSet()
 
 

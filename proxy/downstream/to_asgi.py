@@ -13,15 +13,19 @@ import trio
 
 from ..errors import ClientGone, RequestRefused
 from .http1_stream import Http1Stream
+from .http2.stream import Http2Stream
 from .port import Message, Receive, Scope, Send
 
-__all__ = ["answer_fault", "scope_of", "serve_asgi", "stream_of"]
+__all__ = ["OwnStream", "answer_fault", "scope_of", "serve_asgi", "stream_of"]
+
+OwnStream = Http1Stream | Http2Stream
+"""A request of one of the proxy's own connections."""
 
 SEND_S = 30.0
 """How long a client may accept nothing of such a response."""
 
 
-def scope_of(stream: Http1Stream) -> Scope:
+def scope_of(stream: OwnStream) -> Scope:
     """The ASGI scope of a request (ASGI specification, HTTP connection scope, 2.3)."""
     head, names = stream.head, stream.names
     path, _, query = head.target.partition(b"?")
@@ -43,7 +47,7 @@ def scope_of(stream: Http1Stream) -> Scope:
     }
 
 
-async def serve_asgi(app: Any, stream: Http1Stream, scope: Scope, *, asks: bool = True) -> None:
+async def serve_asgi(app: Any, stream: OwnStream, scope: Scope, *, asks: bool = True) -> None:
     """Call an ASGI app for one request. Raises what the app raises, in a group; a client that leaves
     is an `http.disconnect`, and an `OSError` for `send`, which the app may pass on. A body that is
     not acceptable HTTP is an `http.disconnect`, too; the client gets 400 if there is no response.
@@ -59,7 +63,7 @@ async def serve_asgi(app: Any, stream: Http1Stream, scope: Scope, *, asks: bool 
         await answer_fault(stream, bridge.fault)
 
 
-def stream_of(receive: Receive, send: Send) -> Http1Stream | None:
+def stream_of(receive: Receive, send: Send) -> OwnStream | None:
     """The client's stream, if these are those of `serve_asgi`."""
     bridge = getattr(send, "__self__", None)
     if not isinstance(bridge, _Bridge):
@@ -68,7 +72,7 @@ def stream_of(receive: Receive, send: Send) -> Http1Stream | None:
     return bridge.stream if is_same else None
 
 
-async def answer_fault(stream: Http1Stream, fault: RequestRefused) -> None:
+async def answer_fault(stream: OwnStream, fault: RequestRefused) -> None:
     """Answer a head that no app can be called for."""
     body = f"{fault.message}\n".encode()
     headers = [
@@ -83,7 +87,7 @@ async def answer_fault(stream: Http1Stream, fault: RequestRefused) -> None:
 class _Bridge:
     """ASGI's `receive` and `send` of one request."""
 
-    def __init__(self, stream: Http1Stream, *, asks: bool = False) -> None:
+    def __init__(self, stream: OwnStream, *, asks: bool = False) -> None:
         self.stream = stream
         self._asks = asks
         self.left = False

@@ -20,7 +20,7 @@ from interceptors.tokens import FIELD_VALUE, TOKEN
 from ..errors import RequestRefused
 from .head import MAX_HEAD_BYTES
 
-__all__ = ["Http2Assumed", "RequestHead", "RequestReader"]
+__all__ = ["Http2Assumed", "RequestHead", "RequestReader", "one_length"]
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\n"  # the part that looks like a head (RFC 9113, section 3.4)
 _MAX_EMPTY_LINES = 8
@@ -158,7 +158,7 @@ def _parse(data: bytes, end: int) -> RequestHead:
     lengths, codings = _values(read, b"content-length"), _values(read, b"transfer-encoding")
     length = b"0"
     if lengths:
-        one = _one_length(lengths)
+        one = one_length(lengths)
         if one is None:
             return _refused("length")
         length = one
@@ -201,7 +201,7 @@ def _members(values: list[bytes]) -> list[bytes]:
     return [item.strip(b"\t ") for item in b",".join(values).lower().split(b",")]
 
 
-def _one_length(values: list[bytes]) -> bytes | None:
+def one_length(values: list[bytes]) -> bytes | None:
     """The one number of all Content-Lengths (RFC 9112, section 6.3, item 5); None if there is none."""
     numbers = {item.strip(b"\t ") for value in values for item in value.split(b",")}
     first = numbers.pop()

@@ -23,6 +23,7 @@ from ..config import Config, check_config, log_warnings
 from ..downstream import (
     AsgiStream,
     ClientStream,
+    OwnStream,
     contain_connections,
     path_is_known,
     scope_of,
@@ -30,7 +31,6 @@ from ..downstream import (
     share_log,
     stream_of,
 )
-from ..downstream.http1_stream import Http1Stream
 from ..errors import ConfigError, Problem
 from ..exchange.exchange import Exchange
 from ..hub import Hub
@@ -70,7 +70,7 @@ class Weirpool(QuartTrio):
             return _refuse_websocket(receive, send)
         return self.serve_page(scope, receive, send)
 
-    def serve_stream(self, stream: Http1Stream) -> Awaitable[None]:
+    def serve_stream(self, stream: OwnStream) -> Awaitable[None]:
         """Return the awaitable that serves a request of one of the proxy's own connections."""
         if type(self).__call__ is not _CALL and stream.head.fault is None:
             return serve_asgi(self, stream, scope_of(stream))  # a derived app

@@ -168,8 +168,8 @@ SETTINGS = f"timeouts: {{send: {SEND_S}, idle: 60}}"
         ("tls", HTTP1, chunked, "asgi", "route", "send_stalled"),
         ("h2", http2("GET", window=WIDE), chunked, "asgi", "proxy", "send_stalled"),
         # The wait for the end of the answer has the deadline, also while the request is incomplete.
-        ("plain", http2("POST", complete=False), at_once(5), "asgi", "proxy", "send_stalled"),
-        ("plain", http2("POST"), at_once(5), "asgi", "proxy", "send_stalled"),
+        ("plain", http2("POST", complete=False), at_once(5), "direct", "proxy", "send_stalled"),
+        ("plain", http2("POST"), at_once(5), "direct", "proxy", "send_stalled"),
         ("plain", http2("POST", "/no-route"), at_once(5), None, "proxy", "refused"),
         ("plain", UPLOAD1, at_once(20_000_000), "direct", "proxy", "send_stalled"),
     ],

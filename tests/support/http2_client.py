@@ -263,14 +263,17 @@ class Http2Requester:
 
 @asynccontextmanager
 async def open_http2(
-    proxy: Proxy, certificates: Certificates, *, window: int | None = None
+    proxy: Proxy, certificates: Certificates | None, *, window: int | None = None
 ) -> AsyncIterator[Http2Client]:
-    transport = await trio.open_tcp_stream("127.0.0.1", proxy.port)
-    stream = trio.SSLStream(
-        transport, certificates.client("h2"), server_hostname="localhost", https_compatible=True
-    )
-    await stream.do_handshake()
-    assert stream.selected_alpn_protocol() == "h2"
+    """With TLS if there are certificates, else with prior knowledge."""
+    stream: trio.SSLStream[trio.SocketStream] | trio.SocketStream
+    stream = transport = await trio.open_tcp_stream("127.0.0.1", proxy.port)
+    if certificates is not None:
+        stream = trio.SSLStream(
+            transport, certificates.client("h2"), server_hostname="localhost", https_compatible=True
+        )
+        await stream.do_handshake()
+        assert stream.selected_alpn_protocol() == "h2"
     async with trio.open_nursery() as nursery:
         client = Http2Client(stream, nursery, window=window)
         nursery.start_soon(client.run)

@@ -1,0 +1,148 @@
+"""The head of a client's HTTP/2 request, from its decoded fields, sans I/O (RFC 9113, section 8).
+
+A malformed request is a matter of its stream (section 8.1.1): what is wrong becomes the head's
+`fault`, which states the answer, as in HTTP/1.1. Such a head has no method and no target. What a
+target or a host means is decided in `target`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from interceptors.tokens import FIELD_VALUE, TOKEN
+
+from ..errors import RequestRefused
+from .head import MAX_HEAD_BYTES
+from .request import RequestHead, one_length
+from .target import origin_port, parse_host
+
+__all__ = ["are_trailers", "read_request_head"]
+
+Fields = list[tuple[bytes, bytes]]
+
+_TOKEN, _VALUE = TOKEN.encode("ascii"), FIELD_VALUE.encode("latin-1")
+_LOWER = _TOKEN.replace(b"A-Z", b"")
+# Sections 8.2.1 and 8.2.2. A value without white space at its ends; possessive, so that nothing
+# backtracks.
+_FIELD = rb"%b+:(?![\t ])%b+(?<![\t ])\n" % (_LOWER, _VALUE)
+_FIELDS = re.compile(rb"(?:%b)*+" % _FIELD)
+_METHOD = re.compile(_TOKEN)
+_SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+\-.]*")
+_TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+")
+_PSEUDO = frozenset((b":method", b":scheme", b":authority", b":path", b":protocol"))
+_OF_CONNECTION = frozenset(
+    b"connection proxy-connection keep-alive transfer-encoding upgrade".split()
+)
+_LINE_BYTES = 4  # what a field's line in HTTP/1.1 has besides its name and its value
+
+
+def read_request_head(fields: Fields, *, ended: bool) -> RequestHead:
+    """The head that these fields make; `:authority` is its `Host`. `ended`: no body follows."""
+    try:
+        return _read(fields, ended)
+    except RequestRefused as fault:
+        fault = fault.with_traceback(None)
+        return RequestHead("", b"", [], "2", 0 if ended else None, True, False, fault)
+
+
+def are_trailers(fields: Fields) -> bool:
+    """Whether these fields may follow a request's body (RFC 9113, section 8.1)."""
+    return _are_valid(fields)
+
+
+def _read(fields: Fields, ended: bool) -> RequestHead:
+    if sum([len(name) + len(value) + _LINE_BYTES for name, value in fields]) > MAX_HEAD_BYTES:
+        raise RequestRefused(
+            431, "head_too_large", f"the request's head is longer than {MAX_HEAD_BYTES} bytes"
+        )
+    count = 0
+    while count < len(fields) and fields[count][0].startswith(b":"):
+        count += 1
+    pseudo = dict(fields[:count])
+    headers = fields[count:]
+    if len(pseudo) != count or not pseudo.keys() <= _PSEUDO:
+        raise _malformed("a pseudo-header field twice, or an unknown one")
+    if not _are_valid(headers):
+        raise _malformed("a header field that HTTP/2 does not allow")
+    method, target = _line(pseudo)
+    headers = _joined(headers)
+    authority = pseudo.get(b":authority")
+    if authority is not None:
+        _check_host(headers, authority, pseudo.get(b":scheme", b"").decode("ascii").lower())
+        headers = [(b"host", authority), *(item for item in headers if item[0] != b"host")]
+    length, headers = _length(headers, ended)
+    expects = any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
+    return RequestHead(method, target, headers, "2", length, True, expects and not ended)
+
+
+def _line(pseudo: dict[bytes, bytes]) -> tuple[str, bytes]:
+    """The method and the target (RFC 9113, sections 8.3.1 and 8.5; RFC 8441, section 4)."""
+    method, scheme = pseudo.get(b":method", b""), pseudo.get(b":scheme")
+    path, authority = pseudo.get(b":path"), pseudo.get(b":authority")
+    if _METHOD.fullmatch(method) is None:
+        raise _malformed("no :method, or one that is not a token")
+    name = method.decode("ascii").upper()
+    if any(item is not None and _TARGET.fullmatch(item) is None for item in (authority, path)):
+        raise _malformed("an empty :authority or :path, or one that no URL can have")
+    tunnels = name == "CONNECT" and b":protocol" not in pseudo
+    if b":protocol" in pseudo and name != "CONNECT":
+        raise _malformed(":protocol without CONNECT")
+    if tunnels:
+        if scheme is not None or path is not None or authority is None:
+            raise _malformed("CONNECT with :scheme or :path, or without :authority")
+        return name, authority
+    if path is None or scheme is None or _SCHEME.fullmatch(scheme) is None:
+        raise _malformed("no :path, or no valid :scheme")
+    return name, path
+
+
+def _are_valid(fields: Fields) -> bool:
+    lines = b"".join([b"%b:%b\n" % field for field in fields])
+    if _FIELDS.fullmatch(lines) is None or lines.count(b"\n") != len(fields):
+        return False
+    return not any(
+        name in _OF_CONNECTION or (name == b"te" and value.lower() != b"trailers")
+        for name, value in fields
+    )
+
+
+def _joined(headers: Fields) -> Fields:
+    """One Cookie of its crumbs (RFC 9113, section 8.2.3)."""
+    crumbs = [value for name, value in headers if name == b"cookie"]
+    if len(crumbs) < 2:
+        return headers
+    others = [item for item in headers if item[0] != b"cookie"]
+    return [*others, (b"cookie", b"; ".join(crumbs))]
+
+
+def _check_host(headers: Fields, authority: bytes, scheme: str) -> None:
+    """Host, if there is one, must name what `:authority` names (RFC 9113, section 8.3.1)."""
+    for name, value in headers:
+        if name == b"host" and value != authority:
+            own, other = parse_host(value), parse_host(authority)
+            if (
+                own is None
+                or other is None
+                or own.name != other.name
+                or origin_port(scheme, own.port) != origin_port(scheme, other.port)
+            ):
+                raise _malformed("a Host that differs from :authority")
+
+
+def _length(headers: Fields, ended: bool) -> tuple[int | None, Fields]:
+    """The length of the body, and the fields with one Content-Length."""
+    values = [value for name, value in headers if name == b"content-length"]
+    if not values:
+        return (0 if ended else None), headers
+    one = one_length(values)
+    if one is None or (ended and int(one)):
+        raise _malformed("a Content-Length that is not one number, or not the body's")
+    if values != [one]:
+        others = [item for item in headers if item[0] != b"content-length"]
+        headers = [*others, (b"content-length", one)]
+    return int(one), headers
+
+
+def _malformed(what: str) -> RequestRefused:
+    # Quote nothing: the head may contain a secret.
+    return RequestRefused(400, "bad_request", f"the request has {what} (RFC 9113)")
