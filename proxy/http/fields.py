@@ -70,6 +70,8 @@ def _read(fields: Fields, ended: bool) -> RequestHead:
     if authority is not None:
         _check_host(headers, authority, pseudo.get(b":scheme", b"").decode("ascii").lower())
         headers = [(b"host", authority), *(item for item in headers if item[0] != b"host")]
+    elif not any(name == b"host" for name, _ in headers):
+        raise _malformed("neither :authority nor Host")
     length, headers = _length(headers, ended)
     expects = any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
     return RequestHead(method, target, headers, "2", length, True, expects and not ended)

@@ -231,6 +231,7 @@ STREAM_ERRORS: dict[str, tuple[bytes, object]] = {
     "a value that ends with a tab": (head(request(("x", "y\t"))), 400),
     **{name: (head(request((name, "close"))), 400) for name in OF_CONNECTION},
     # 8.3.1, 8.5: hosts and CONNECT
+    "no host": (head(request(without="authority")), 400),
     "another host": (head(request(("host", "other"))), 400),
     "CONNECT": (head(request(method="CONNECT", without="scheme path")), 501),
     "CONNECT with a path": (head(request(method="CONNECT", without="scheme")), 400),
