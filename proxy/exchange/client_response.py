@@ -114,7 +114,7 @@ class ClientResponse:
         self.may_add = may_add
         self.writer = writer = self._stream.writer(chunked=chunked)
         self.status = status
-        self._worker.metrics.writers[writer.name].inc()
+        self._worker.metrics.writers.count(writer.name)
         self._body.answered = True
         # Unless the request is complete, the end of the response waits for it; the head must not.
         whole = whole and (self._body.complete or not self._stream.holds_response)

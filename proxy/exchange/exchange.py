@@ -24,7 +24,6 @@ from pools import BufferScope
 from ..dialects import GENERIC, Dialect
 from ..downstream import ClientStream
 from ..errors import ClientGone, SendStalled, UpstreamFailure
-from ..worker.metrics import REFUSALS
 from ..worker.routes import Route
 from ..worker.worker import NO_ROUTE, Worker
 from .client_response import ClientResponse
@@ -215,14 +214,9 @@ class Exchange:
     def _account(self, outcome: Outcome) -> None:
         """Count the exchange and write its log line."""
         route, metrics, failure = self.route_name, self._worker.metrics, self._ending.failure
-        metrics.exchanges[route, outcome].inc()
-        kind = getattr(failure, "kind", None)
-        if kind in REFUSALS:
-            metrics.refused[route, kind].inc()
         first_read = self._progress.first_read
         first_byte_s = None if first_read is None else first_read - self.started_at
-        if first_byte_s is not None:
-            metrics.time_to_first_byte[route].observe(first_byte_s)
+        metrics.routes[route].account(outcome, getattr(failure, "kind", None), first_byte_s)
         upstream, counts = self._progress.upstream, self.counts
         endpoint = None if upstream is None else upstream.endpoint
         line: dict[str, Any] = {

@@ -7,20 +7,27 @@ Each collector reads state that another object owns and counts nothing itself, e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import NamedTuple
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
-from interceptors.chain import EventCounts
+from interceptors import Outcome
 from interceptors.hooks import Owner
 from pools import Pools
 
-from ..downstream import client_connections
+from ..downstream import WRITERS, client_connections
 from ..upstream import Balancer
-from .live import LiveExchange
+from .counters import FIRST_FREE, CounterMemory
 from .logs import dropped_lines
+from .tally import ACTIONS, BUCKETS, DIRECTIONS, REFUSALS, RouteTally
 
 __all__ = [
     "AuthorsCollector",
@@ -31,11 +38,11 @@ __all__ = [
     "PoolCollector",
     "ProcessCollector",
     "RouteCollector",
-    "RouteTally",
+    "WriterCounts",
     "collected",
 ]
 
-_ACTIONS = ("passed", "changed", "dropped", "added")
+_WRITERS = {writer: FIRST_FREE + number for number, writer in enumerate(WRITERS)}
 
 Collectors = Sequence[tuple[Owner, Collector]]
 """Metrics of interceptors with their owners."""
@@ -49,42 +56,6 @@ class InterceptorTotals(NamedTuple):
     seconds: float
     waited: float
     unread_parts: int
-
-
-@dataclass(slots=True)
-class RouteTally:
-    """What a route has moved: sums over ended exchanges, and its live exchanges."""
-
-    ended: EventCounts = field(default_factory=EventCounts)
-    bytes_downstream: int = 0
-    bytes_upstream: int = 0
-    live: set[LiveExchange] = field(default_factory=set)
-    admitted: int = 0
-    """How many live exchanges are forwarded rather than refused."""
-
-    def events(self, action: str) -> int:
-        """The route's events so far, live streams included."""
-        counts = [self.ended, *(item.counts for item in self.live if item.counts is not None)]
-        return sum(int(getattr(item, action)) for item in counts)
-
-    def end(self, exchange: LiveExchange) -> None:
-        """Add an ended exchange to the sums."""
-        self.live.discard(exchange)
-        self.bytes_downstream += exchange.bytes_downstream
-        self.bytes_upstream += exchange.bytes_upstream
-        if exchange.counts is not None:
-            for action in _ACTIONS:
-                setattr(
-                    self.ended,
-                    action,
-                    getattr(self.ended, action) + getattr(exchange.counts, action),
-                )
-
-    def bytes(self, direction: str) -> int:
-        """Body bytes so far, live streams included: `downstream` (to clients) or `upstream`."""
-        if direction == "downstream":
-            return self.bytes_downstream + sum(item.bytes_downstream for item in self.live)
-        return self.bytes_upstream + sum(item.bytes_upstream for item in self.live)
 
 
 class PoolCollector(Collector):
@@ -278,7 +249,7 @@ class ProcessCollector(Collector):
 
 
 class RouteCollector(Collector):
-    def __init__(self, routes: dict[str, RouteTally]) -> None:
+    def __init__(self, routes: Mapping[str, RouteTally]) -> None:
         self._routes = routes
 
     def collect(self) -> Iterable[Metric]:
@@ -293,10 +264,53 @@ class RouteCollector(Collector):
         moved = CounterMetricFamily(
             "weirpool_bytes", "Bytes of bodies.", labels=["route", "direction"]
         )
+        exchanges = CounterMetricFamily(
+            "weirpool_exchanges",
+            "Exchanges that have ended, by outcome.",
+            labels=["route", "outcome"],
+        )
+        refused = CounterMetricFamily(
+            "weirpool_refused",
+            "Valid requests refused: a limit, no endpoint in service, a session that is gone.",
+            labels=["route", "reason"],
+        )
+        first_byte = HistogramMetricFamily(
+            "weirpool_time_to_first_byte_seconds",
+            "From the request's head to the first byte of the response's body.",
+            labels=["route"],
+        )
         for route, tally in self._routes.items():
             active.add_metric([route], len(tally.live))
-            for action in _ACTIONS:
+            for action in ACTIONS:
                 events.add_metric([route, action], tally.events(action))
-            for direction in ("downstream", "upstream"):
+            for direction in DIRECTIONS:
                 moved.add_metric([route, direction], tally.bytes(direction))
-        return (active, events, moved)
+            for outcome in Outcome:
+                exchanges.add_metric([route, outcome.value], tally.exchanges(outcome))
+            for reason in REFUSALS:
+                refused.add_metric([route, reason], tally.refused(reason))
+            counts, seconds = tally.time_to_first_byte()
+            bounds = [*map(floatToGoString, BUCKETS), "+Inf"]
+            first_byte.add_metric(
+                [route], list(zip(bounds, accumulate(counts), strict=True)), seconds
+            )
+        return (active, events, moved, exchanges, refused, first_byte)
+
+
+class WriterCounts(Collector):
+    """Responses by their writer, in the memory's header."""
+
+    def __init__(self, memory: CounterMemory) -> None:
+        self._cells = memory.cells
+
+    def count(self, writer: str) -> None:
+        """Count a response."""
+        self._cells[_WRITERS[writer]] += 1.0
+
+    def collect(self) -> Iterable[Metric]:
+        sent = CounterMetricFamily(
+            "weirpool_writer", "Responses sent, by the writer that sent them.", labels=["writer"]
+        )
+        for writer, at in _WRITERS.items():
+            sent.add_metric([writer], self._cells[at])
+        return [sent]

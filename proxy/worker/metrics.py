@@ -1,20 +1,18 @@
 """Prometheus metrics of one worker. Every name and label exists from the start, at 0.
 
-Events are counted in plain integers by the chain and read when Prometheus asks; exchanges use
-prometheus-client's own types.
+Exchanges are counted in the cells of a `CounterMemory` (see `tally.py`). Everything else is counted
+in plain integers by its owner and read when Prometheus asks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, disable_created_metrics
 from prometheus_client.exposition import generate_latest
 
-from interceptors import Outcome
 from pools import Pools
 
-from ..downstream import WRITERS
 from ..errors import ConfigError
 from ..upstream import Balancer
 from .collectors import (
@@ -26,29 +24,18 @@ from .collectors import (
     PoolCollector,
     ProcessCollector,
     RouteCollector,
-    RouteTally,
+    WriterCounts,
     collected,
 )
+from .counters import CounterMemory
+from .tally import RouteTally, new_memory
 
 __all__ = [
-    "REFUSALS",
     "Collectors",
     "InterceptorTotals",
     "Metrics",
     "RouteTally",
 ]
-
-REFUSALS = (
-    "too_many_streams",
-    "too_many_client_streams",
-    "too_many_bodies",
-    "upstream_connections_exhausted",
-    "out_of_resources",
-    "no_endpoint",
-    "session_gone",
-)
-"""Reasons for refusing a valid request: the error types of the answers."""
-_TTFB_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client has no types here
 
@@ -64,42 +51,16 @@ class Metrics:
         interceptor_totals: Callable[[], Mapping[str, InterceptorTotals]] = dict,
         collectors: Callable[[], Collectors] = tuple,
         upstreams: Callable[[], Mapping[str, Balancer]] = dict,
+        memory: CounterMemory | None = None,
     ) -> None:
-        """`interceptor_totals`, `collectors` and `upstreams` are called on each scrape. Raises
-        `ConfigError` as `check` does.
+        """`interceptor_totals`, `collectors` and `upstreams` are called on each scrape. `memory`
+        has the counters of the worker's predecessors, if any. Raises `ConfigError` as `check` does.
         """
+        self.memory = memory or new_memory()
         self.registry = CollectorRegistry(auto_describe=False)
         self.routes: dict[str, RouteTally] = {}
-        self._exchanges = Counter(
-            "weirpool_exchanges",
-            "Exchanges that have ended, by outcome.",
-            ["route", "outcome"],
-            registry=self.registry,
-        )
-        self._time_to_first_byte = Histogram(
-            "weirpool_time_to_first_byte_seconds",
-            "From the request's head to the first byte of the response's body.",
-            ["route"],
-            buckets=_TTFB_BUCKETS,
-            registry=self.registry,
-        )
-        writers = Counter(
-            "weirpool_writer",
-            "Responses sent, by the writer that sent them.",
-            ["writer"],
-            registry=self.registry,
-        )
-        self._refused = Counter(
-            "weirpool_refused",
-            "Valid requests refused: a limit, no endpoint in service, a session that is gone.",
-            ["route", "reason"],
-            registry=self.registry,
-        )
-        # Created once, so that they exist from the start and an exchange needs no lookup by labels.
-        self.exchanges: dict[tuple[str, Outcome], Counter] = {}
-        self.time_to_first_byte: dict[str, Histogram] = {}
-        self.writers = {writer: writers.labels(writer) for writer in WRITERS}
-        self.refused: dict[tuple[str, str], Counter] = {}
+        self.writers = WriterCounts(self.memory)
+        self.registry.register(self.writers)
         self.registry.register(PoolCollector(pools))
         self.registry.register(RouteCollector(self.routes))
         self.registry.register(InterceptorCollector(interceptor_totals))
@@ -131,12 +92,7 @@ class Metrics:
         for route in routes:
             if route in self.routes:
                 continue
-            self.routes[route] = RouteTally()
-            self.time_to_first_byte[route] = self._time_to_first_byte.labels(route)
-            for outcome in Outcome:
-                self.exchanges[route, outcome] = self._exchanges.labels(route, outcome.value)
-            for reason in REFUSALS:
-                self.refused[route, reason] = self._refused.labels(route, reason)
+            self.routes[route] = RouteTally(self.memory, route)
 
     def render(self) -> bytes:
         """Return the Prometheus text format."""

@@ -105,7 +105,7 @@ class Worker:
         """
         self.generations.current.live.add(exchange)
         tally = self.metrics.routes[exchange.route_name]
-        tally.live.add(exchange)
+        tally.begin(exchange)
         self.live.add(exchange)
         if exchange.is_counted:
             tally.admitted += 1
