@@ -21,7 +21,7 @@ from support.proxy import config_for, limit_send_buffers, open_proxy
 from support.upstream import Peer, open_upstream, stream_of
 
 EVENT = b"data: " + b"x" * 16000 + b"\n\n"
-SEND_S = 1
+SEND_S = 0.3
 
 
 @pytest.mark.parametrize(("chained", "hub"), [(False, True), (True, True), (True, False)])
