@@ -40,15 +40,10 @@ TOGETHER = {
     "test_npm_mcp_clients.py": "npm",
     "test_surface.py": "type checkers",
     "test_against_strict_server.py": "strict server",
-    **dict.fromkeys(
-        ("test_endings.py", "test_error_dialects.py", "test_llm_sdks.py", "test_sdk_leaving.py"),
-        "LLM SDKs",
-    ),
-    "test_zoo.py": "LLM SDKs",
 }
-"""What is expensive to make and used by these files: `--dist loadgroup` runs the files of one on one
-worker.
-"""
+for _name in ("endings", "error_dialects", "held_calls", "llm_sdks", "sdk_leaving", "zoo"):
+    TOGETHER[f"test_{_name}.py"] = "LLM SDKs"
+"""What these files use is expensive: `--dist loadgroup` runs those of a group on one worker."""
 
 
 @pytest.hookimpl(wrapper=True)

@@ -293,9 +293,7 @@ def proxy(
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(requests())
-def test_the_server_sees_what_it_would_see_without_the_proxy(
-    proxy: int, server: StrictServer, data: bytes
-) -> None:
+def test_a_server_sees_the_same_requests(proxy: int, server: StrictServer, data: bytes) -> None:
     server.forget()
     direct_status = final_status(server.port, data)
     direct = server.seen[0] if server.seen else None

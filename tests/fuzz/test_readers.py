@@ -308,9 +308,7 @@ def test_any_answer_without_a_match_passes_exactly(data: st.DataObject, streamed
 
 @settings(FEW, max_examples=2 * EXAMPLES)
 @given(data=st.data(), change=st.sampled_from(sorted(CHANGES)), streamed=st.booleans())
-def test_hooks_that_change_meet_no_other_error(
-    data: st.DataObject, change: str, streamed: bool
-) -> None:
+def test_changes_fail_with_named_errors(data: st.DataObject, change: str, streamed: bool) -> None:
     """Every change, on answers that are not as they should be: whole events and bodies, or the named
     error.
     """
@@ -671,7 +669,7 @@ def responses_of_any_type(draw: st.DrawFn) -> tuple[str, bytes, bytes]:
 @settings(FEW, max_examples=max(2, EXAMPLES // 10))
 @given(answers=st.lists(responses_of_any_type(), min_size=6, max_size=12))
 @pytest.mark.parametrize("name", ["redact", "guard"])
-def test_no_secret_passes_a_proxy_under_any_content_type(
+def test_no_secret_under_any_content_type(
     name: str, answers: list[tuple[str, bytes, bytes]]
 ) -> None:
     """Streams and JSON bodies, whatever the head declares."""

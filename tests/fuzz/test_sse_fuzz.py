@@ -204,9 +204,7 @@ TEXTS = st.text(st.sampled_from("ab\r\n: \0\u2028\ufeffé\U0001f511"), max_size=
 
 @settings(max_examples=200, deadline=None)
 @given(text=TEXTS, event=TEXTS, event_id=TEXTS, retry=st.integers(-2, 10**15))
-def test_what_is_written_is_read_back_or_refused(
-    text: str, event: str, event_id: str, retry: int
-) -> None:
+def test_a_written_event_is_read_back(text: str, event: str, event_id: str, retry: int) -> None:
     """Data with its line ends as LF; type, id and retry as given, or refused when the event is made."""
     data = text.replace("\r\n", "\n").replace("\r", "\n")
     assert read(Event(text).raw).dispatched == [("message", data, "", None)]

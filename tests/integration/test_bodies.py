@@ -394,9 +394,7 @@ async def test_nothing_is_put_into_json_under_text_event_stream(log: Log) -> Non
 
 
 @pytest.mark.parametrize("names", [(), ("redact",)])
-async def test_json_under_text_event_stream_on_a_route_that_reconnects(
-    names: tuple[str, ...], log: Log
-) -> None:
+async def test_json_as_an_event_stream_that_reconnects(names: tuple[str, ...], log: Log) -> None:
     """It is not a stream that could resume: it is sent whole, and upstream is called once."""
     async with serve(log, *names, route="reconnect: {enabled: true}") as rig:
         rig.answering(SSE, ERROR, "chunks")
@@ -507,9 +505,7 @@ async def test_an_encoded_answer_passes_usage_and_no_protector(name: str, log: L
 
 
 @pytest.mark.parametrize("names", [("redact",), ("guard",), ("usage", "redact")], ids="-".join)
-async def test_protectors_let_nothing_pass_that_is_too_large_for_them(
-    names: tuple[str, ...], log: Log
-) -> None:
+async def test_protectors_refuse_what_is_too_large(names: tuple[str, ...], log: Log) -> None:
     """In an answer, they fail closed, whatever the body calls itself."""
     async with serve(log, *names, route=LIMITED) as rig:
         for content_type, body in product((JSON, SSE), (IMAGE, RESPONSE % OUTPUT)):

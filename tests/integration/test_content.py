@@ -103,9 +103,7 @@ async def test_equal_types_are_one(lines: list[bytes], log: Log) -> None:
         [b'Content-Type: text/html; x="a, text/event-stream'],
     ],
 )
-async def test_what_contradicts_is_refused_where_interceptors_look(
-    lines: list[bytes], log: Log
-) -> None:
+async def test_contradictions_are_refused_if_seen(lines: list[bytes], log: Log) -> None:
     """502, nothing of the body leaves, and the endpoint stays in service. Else it passes as it is."""
     async with serve(log, *lines) as rig:
         for route in ("/redact", "/looks", "/usage", "/mcp"):
@@ -141,9 +139,7 @@ async def test_an_interceptor_that_contradicts_is_a_failure(log: Log) -> None:
         [GZIP, GZIP],
     ],
 )
-async def test_a_body_in_any_coding_is_refused_where_an_interceptor_must_see_it(
-    lines: list[bytes], log: Log
-) -> None:
+async def test_an_encoded_body_that_must_be_seen_is_refused(lines: list[bytes], log: Log) -> None:
     """However many lines name codings. Where none must see it, it passes unchanged."""
     body = gzip.compress(EVENTS)
     async with serve(log, SSE, *lines, body=body) as rig:

@@ -271,9 +271,7 @@ async def test_a_preflight_is_answered_where_the_request_would_be_refused() -> N
 @pytest.mark.parametrize(
     ("dialect", "names"), [("generic", "keys, policy, limit"), ("mcp", "limit, policy, keys")]
 )
-async def test_without_allowed_origins_a_preflight_passes_to_the_server(
-    names: str, dialect: str
-) -> None:
+async def test_a_preflight_may_pass_to_the_server(names: str, dialect: str) -> None:
     """Without a key, without a token, and without the upstream's credential or the client's key;
     nothing is added to the answer.
     """
@@ -325,7 +323,7 @@ async def test_what_no_browser_sends_as_a_preflight_needs_the_key(route: str) ->
             upstream.requests.clear()
 
 
-async def test_over_http2_a_body_without_a_length_makes_it_no_preflight(
+async def test_an_http2_body_makes_it_no_preflight(
     certificates: Certificates,
 ) -> None:
     """Its head does not describe a body."""

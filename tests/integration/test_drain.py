@@ -267,9 +267,7 @@ async def test_a_new_request_on_an_open_connection_is_refused(begun: str, tmp_pa
         await late.aclose()
 
 
-async def test_a_new_stream_of_an_http2_connection_is_refused(
-    certificates: Certificates, tmp_path: Path
-) -> None:
+async def test_a_new_http2_stream_is_refused(certificates: Certificates, tmp_path: Path) -> None:
     """The connection stays while a stream lives on it."""
     async with serving(tmp_path, one_event, certificates) as server:
         async with open_http2(server, certificates) as client:  # type: ignore[arg-type]

@@ -205,9 +205,7 @@ NAMED = ("Mcp-Method", "tools/call"), ("Mcp-Name", "x")
         (post(request("b")), ANSWERED.replace(b'"result"', b'"method":"result","params"'), ["b"]),
     ],
 )
-async def test_mcp_answers_every_open_request_and_no_other(
-    asked: Any, event: bytes, open_ids: list[Any]
-) -> None:
+async def test_mcp_ends_every_open_request(asked: Any, event: bytes, open_ids: list[Any]) -> None:
     """Without one there is no message that would be an answer; the stream breaks off."""
     async with serving(breaking_after(event), "mcp") as proxy:
         answer = await fetch(proxy.port, "/mcp", **asked)

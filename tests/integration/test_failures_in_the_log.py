@@ -159,7 +159,7 @@ async def test_a_failure_is_logged_under_its_own_hook(
         assert line["error"].startswith(f"{cls.__name__}.{hook}: LookupError at ")
 
 
-async def test_an_answer_beyond_the_limits_is_not_a_failure_of_the_interceptor(
+async def test_an_answer_beyond_the_limits_is_no_failure(
     serve_once: Serve,
 ) -> None:
     """The provider's doing: a warning with the reason, without a traceback."""

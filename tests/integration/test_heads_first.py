@@ -172,7 +172,7 @@ async def test_those_that_want_no_body_come_first(dialect: str, serve_once: Serv
         assert [request.all("x-order") for request in rig.upstream.requests] == [[b"ACBD"]] * 3
 
 
-async def test_a_body_that_has_not_been_collected_yet_cannot_be_asked_for(
+async def test_an_uncollected_body_cannot_be_read(
     serve_once: Serve,
 ) -> None:
     """An interceptor without `wants_body` runs before, although another one wants it."""
@@ -200,7 +200,7 @@ async def test_a_body_replaced_by_the_head_alone_is_not_waited_for(serve_once: S
         assert seen == [("B", b"mine")]
 
 
-async def test_a_client_that_leaves_while_its_head_is_looked_at_ends_the_exchange(
+async def test_a_client_that_leaves_ends_on_request(
     serve_once: Serve,
 ) -> None:
     async def waits(request: Request) -> None:
@@ -403,7 +403,7 @@ async def test_a_hook_that_reads_a_freed_body_gets_an_error(serve_once: Serve) -
         assert rig.failures() == [("AsksLate", "on_event")]
 
 
-async def test_a_refused_body_is_freed_before_its_client_has_read_the_answer(
+async def test_a_refused_body_is_freed_at_once(
     serve_once: Serve,
 ) -> None:
     """A client may continue sending for ten seconds."""

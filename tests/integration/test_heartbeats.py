@@ -218,9 +218,7 @@ ENCODED = OK + SSE + b"\r\nContent-Encoding: br\r\nContent-Length: 3\r\n\r\nxyz"
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_early_heartbeats_begin_before_the_upstream_answers(
-    method: str, serve: Serve
-) -> None:
+async def test_early_heartbeats_precede_the_answer(method: str, serve: Serve) -> None:
     """Upstream's own headers come too late, and interceptors see its head and its events as ever."""
     heads: list[tuple[int, str | None]] = []
 

@@ -272,9 +272,7 @@ async def test_a_task_emits_while_upstream_is_silent(looks: bool, serve: Serve) 
 
 @EVERY_WAY
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
-async def test_emitted_events_never_stand_inside_an_event(
-    end: bytes, looks: bool, serve: Serve
-) -> None:
+async def test_emitted_events_split_no_event(end: bytes, looks: bool, serve: Serve) -> None:
     """Half an event has arrived. A hook holds it back, so the task's event is first; where bytes
     pass unparsed, the half has left, and the task waits for the rest.
     """
@@ -509,7 +507,7 @@ async def test_earlier_events_have_left_when_a_hook_awaits(leaves: bool, serve: 
         ]
 
 
-async def test_upstream_is_not_read_while_a_hook_awaits(
+async def test_an_awaiting_hook_stops_reading(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It can send what the kernel's buffers hold; all of it arrives afterwards."""
@@ -576,9 +574,7 @@ LEAVING = ("the client leaves", "the client resets", "the server drains")
     ],
     indirect=["serve"],
 )
-async def test_tasks_end_and_on_end_is_called_once_however_a_stream_ends(
-    how: str, serve: Serve
-) -> None:
+async def test_tasks_end_and_on_end_is_called_once(how: str, serve: Serve) -> None:
     """Tasks of any hook are cancelled, then a sync and an async `on_end` get the log's outcome."""
     feed, go, told = Feed(), trio.Event(), list[str]()
     outcome, route = ENDINGS[how]
@@ -751,9 +747,7 @@ async def test_a_failure_of_one_stays_with_its_stream(serve: Serve) -> None:
     [("abort", "hub"), ("skip", "no hub"), ("skip", "TLS")],
     indirect=["serve"],
 )
-async def test_a_response_of_events_that_fails_is_truncated(
-    path: str, on_error: str, serve: Serve
-) -> None:
+async def test_failed_event_responses_are_cut(path: str, on_error: str, serve: Serve) -> None:
     """It is its interceptor's failure, named in the log, and never looks whole."""
 
     async def events() -> Any:

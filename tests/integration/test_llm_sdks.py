@@ -150,7 +150,7 @@ async def test_an_error_inside_a_stream_is_the_same(provider: str, tmp_path: Pat
 
 @pytest.mark.parametrize("dialect", ["generic", "own", "abort"])
 @each_provider
-async def test_a_lost_connection_raises_an_error_of_the_sdk(
+async def test_a_lost_connection_is_an_sdk_error(
     provider: str, dialect: str, tmp_path: Path
 ) -> None:
     """The upstream breaks off inside a stream: the same chunks, then the error there is without the
@@ -173,9 +173,7 @@ async def test_a_lost_connection_raises_an_error_of_the_sdk(
 
 
 @each_provider
-async def test_a_connection_lost_before_the_head_is_retried_by_the_sdk_alone(
-    provider: str, tmp_path: Path
-) -> None:
+async def test_only_the_sdk_retries_a_lost_connection(provider: str, tmp_path: Path) -> None:
     """Through the proxy that is a 502, which the SDK retries as it does the loss itself."""
     calls = [Call(f"{METHODS[provider][0]}.create", "lost-head")]
     attempts = {"lost-head": 2}

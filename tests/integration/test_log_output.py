@@ -107,9 +107,7 @@ async def ask(port: int, times: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["workers", "hypercorn"])
-async def test_a_reader_that_never_reads_and_then_closes_ends_nothing(
-    kind: str, tmp_path: Path
-) -> None:
+async def test_a_reader_that_never_reads_ends_nothing(kind: str, tmp_path: Path) -> None:
     """The pipe is full from the first line on; later each write is EPIPE."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -134,7 +132,7 @@ async def test_a_reader_that_never_reads_and_then_closes_ends_nothing(
         await live.aclose()
 
 
-async def test_a_file_that_may_not_grow_ends_nothing_and_its_lines_are_counted(
+async def test_lines_that_a_full_file_drops_are_counted(
     tmp_path: Path,
 ) -> None:
     """EFBIG; when the file has room again, one line has the count, and every line is whole."""

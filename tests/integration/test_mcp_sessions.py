@@ -466,7 +466,7 @@ async def test_a_session_of_an_endpoint_that_is_no_longer_listed_gets_404(tmp_pa
 @pytest.mark.parametrize(
     ("endpoints", "limit"), [(1, "max_eject: 0.6"), (2, "max_eject: 60, gone_after: 0.6")]
 )
-async def test_a_session_of_a_dead_endpoint_gets_404_after_a_limit(
+async def test_a_dead_endpoints_session_gets_404(
     endpoints: int, limit: str, tmp_path: Path
 ) -> None:
     """Before the limit it fails as any request; a client that keeps trying, and a reload, do not

@@ -151,7 +151,7 @@ RUNS = [
 
 
 @pytest.mark.parametrize("told", [b"event: endpoint\ndata: /m?s=1\n\n", b"data: {}\n\n"])
-async def test_a_listening_stream_of_mcp_leaves_nothing_to_the_garbage_collector(
+async def test_a_listening_stream_leaves_no_garbage(
     told: bytes,
 ) -> None:
     """Of either transport, also when it has seen a reload."""

@@ -256,9 +256,7 @@ def test_the_server_names_a_session_as_it_likes(seen: Seen, place: str) -> None:
 
 @pytest.mark.parametrize("place", TYPESCRIPT)
 @pytest.mark.parametrize(("client", "how"), RECONNECTING)
-def test_a_client_reconnects_when_its_stream_is_cut(
-    seen: Seen, client: str, how: str, place: str
-) -> None:
+def test_a_client_reconnects_after_a_cut(seen: Seen, client: str, how: str, place: str) -> None:
     """Streamable HTTP: with `Last-Event-ID`, and it gets what it missed. The old transport: a new
     session works, too.
     """

@@ -78,9 +78,7 @@ CREDENTIALS = words(
 )
 
 
-def test_a_credential_is_written_nowhere(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_credential_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`audit` refuses each of these headers; `weirpool check` names it."""
     listed = f"[{', '.join(CREDENTIALS)}]"
     file = tmp_path / "weirpool.yaml"

@@ -108,9 +108,7 @@ async def _same(event: Event) -> Event:
     ],
     ids=["reading", "editing", "async"],
 )
-async def test_a_break_at_every_byte_after_an_interceptor(
-    hook: type[Interceptor], serve_once: Serve
-) -> None:
+async def test_every_break_after_an_interceptor(hook: type[Interceptor], serve_once: Serve) -> None:
     await break_at_every_byte(serve_once, hook)
 
 
@@ -251,9 +249,7 @@ async def test_the_next_connections_decide_how_the_stream_ends(
 
 
 @pytest.mark.parametrize("answer", [MORE, NO_CONTENT])
-async def test_what_is_emitted_without_a_connection_is_sent(
-    answer: bytes, serve_once: Serve
-) -> None:
+async def test_emitted_while_reconnecting_is_sent(answer: bytes, serve_once: Serve) -> None:
     """Whether the stream continues or has ended."""
     asked, emitted = trio.Event(), trio.Event()
     left = [HEAD + EVENTS[0] + EVENTS[1], answer]

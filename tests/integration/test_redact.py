@@ -71,7 +71,7 @@ def sending(answers: dict[bytes, tuple[bytes, bytes]]) -> Any:
 JSON, STREAM = b"content-type: application/json", b"content-type: text/event-stream"
 
 
-async def test_json_that_is_not_an_answer_passes_unchanged_and_uncollected(
+async def test_other_json_passes_uncollected(
     serve_once: Serve,
 ) -> None:
     """Larger than an event may be, with what would be a secret in an answer."""
@@ -101,9 +101,7 @@ MCP = f"dialect: mcp, {LIMITS}"
 
 
 @pytest.mark.parametrize("content_type", [JSON, STREAM, b"content-type: text/plain"])
-async def test_results_of_mcp_are_redacted_as_json_and_as_events(
-    content_type: bytes, serve_once: Serve
-) -> None:
+async def test_mcp_results_are_redacted(content_type: bytes, serve_once: Serve) -> None:
     """Every string, names and values, decoded; in results, errors and batches."""
     asked: list[str] = []
     answers = {}

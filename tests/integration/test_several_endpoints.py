@@ -387,9 +387,7 @@ def mcp(name: str) -> Script:
     return script
 
 
-async def test_a_session_stays_with_the_endpoint_that_made_it(
-    log: Log, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_session_stays_at_its_endpoint(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy that is. It is forgotten when it has ended, when the endpoint no longer knows
     it, and at its age unless it has an open response.
     """

@@ -59,7 +59,7 @@ async def test_a_slow_client_slows_the_upstream(
         assert await rig.outcomes() == ["completed"]
 
 
-async def test_the_send_deadline_limits_each_wait_not_the_whole(
+async def test_the_send_deadline_is_for_each_wait(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that takes a little all the time is not cut, although the whole takes longer."""

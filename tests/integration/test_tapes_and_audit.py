@@ -45,9 +45,7 @@ async def never(peer: Peer) -> None:
 # Tapes
 
 
-async def test_a_recorded_stream_comes_back_from_another_proxy(
-    serve: Serve, tmp_path: Path
-) -> None:
+async def test_a_recorded_stream_is_replayed(serve: Serve, tmp_path: Path) -> None:
     """The same head and the same events, whole, and no upstream is asked."""
     events = [
         b"data: 1\n\n",
@@ -161,9 +159,7 @@ async def test_every_exchange_has_its_lines(serve_once: Serve, tmp_path: Path) -
     assert "unseen" not in str(lines)
 
 
-async def test_streams_that_a_shutdown_ends_are_in_the_files(
-    serve_once: Serve, tmp_path: Path
-) -> None:
+async def test_a_shutdown_completes_the_files(serve_once: Serve, tmp_path: Path) -> None:
     """What is written while the process ends arrives, too."""
     feed = Feed()
     async with serve_once(feed.script, auditing(tmp_path), recording(tmp_path), drains=True) as rig:

@@ -56,7 +56,7 @@ async def test_a_response_with_white_space_before_a_colon_passes() -> None:
         assert len(upstream.requests) == 8
 
 
-async def test_an_idle_connection_is_closed_as_soon_as_its_server_closes_it(
+async def test_an_idle_connection_ends_with_its_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The hub watches it; the regular search for such connections is off here."""
@@ -234,9 +234,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-async def test_without_a_descriptor_requests_are_refused_and_no_endpoint_is_ejected(
-    tmp_path: Path, certificates: Certificates
-) -> None:
+async def test_without_descriptors_is_503(tmp_path: Path, certificates: Certificates) -> None:
     """By name and by address, over HTTP and TLS: 503 while none is left, and success as soon as
     there is one.
     """

@@ -125,9 +125,7 @@ def test_a_challenge_asks_for_what_is_read(header: str, challenge: str) -> None:
     ({"header": "authorization"}, ["x-gateway-key"]), ({"header": "x-gateway-key"}, ["x-api-key"]),
     ({"header": "x-gateway-key", "upstream_header": "x-api-key"}, ["authorization"]),
 ])  # fmt: skip
-def test_a_preflight_goes_upstream_without_any_credential(
-    options: dict[str, str], left: list[str]
-) -> None:
+def test_a_preflight_loses_its_credentials(options: dict[str, str], left: list[str]) -> None:
     """Not even the header of the upstream's credential."""
     cors = [("origin", "https://a.example"), ("access-control-request-method", "POST")]
     sent = [BEARER, ("x-api-key", ANN), ("x-gateway-key", ANN)]

@@ -148,9 +148,7 @@ BAD_OPTIONS: dict[str, list[tuple[dict[str, Any], str]]] = {
     ("use", "options", "message"),
     [(use, *row) for use, rows in BAD_OPTIONS.items() for row in rows],
 )
-def test_wrong_options_are_refused_at_their_path(
-    use: str, options: dict[str, Any], message: str
-) -> None:
+def test_wrong_options_have_their_path(use: str, options: dict[str, Any], message: str) -> None:
     """With what is expected there, when the configuration is loaded, and without a key."""
     with pytest.raises(LoadError) as caught:
         load_interceptor(use, options)

@@ -57,9 +57,7 @@ LOOKS = {"on_event": keep}
         ([ON_REQUEST, ON_RESPONSE, LOOKS | {"wants_json": True}], "requests heads streams json events"),
     ],
 )  # fmt: skip
-async def test_a_chain_sees_what_one_of_it_overrides(
-    chain: list[dict[str, Any]], sees: str
-) -> None:
+async def test_a_chain_sees_what_is_overridden(chain: list[dict[str, Any]], sees: str) -> None:
     """So that hooks that are not overridden cost nothing: no framing, no collected body."""
     members = [("i", interceptor(**parts)()) for parts in chain]
     compiled, expected = Chain(members), set(sees.split())
@@ -288,9 +286,7 @@ class Lives(Interceptor):
         ("enters", "a enters, b enters, a leaves"),
     ],
 )
-def test_lifespans_are_entered_in_order_around_everything_and_left_in_the_opposite_one(
-    fails: str, calls: str
-) -> None:
+def test_lifespans_nest(fails: str, calls: str) -> None:
     """However the run ends. A failing one leaves those before it."""
     told: list[str] = []
     chain = [Lives("a", told), Interceptor(), Lives("b", told, fails)]

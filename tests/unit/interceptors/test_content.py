@@ -48,9 +48,7 @@ def coded(*values: bytes) -> list[tuple[bytes, bytes]]:
         ([SSE, SSE, b"text/html, " + SSE], None),
     ],
 )
-def test_equal_media_types_are_one_and_others_contradict(
-    values: list[bytes], expected: str | None
-) -> None:
+def test_media_types_that_contradict(values: list[bytes], expected: str | None) -> None:
     """An empty value differs, and the order never matters. `ResponseHead` then names none."""
     for order in permutations(values):
         headers = typed(*order)
@@ -82,9 +80,7 @@ def test_equal_media_types_are_one_and_others_contradict(
         ([b"gzip", b"x-gzip"], None),
     ],
 )
-def test_equal_codings_are_one_and_others_are_a_coding(
-    values: list[bytes], expected: str | None
-) -> None:
+def test_codings_that_contradict(values: list[bytes], expected: str | None) -> None:
     """An interceptor that must see the body then refuses it; elsewhere they pass unchanged."""
     for order in permutations(values):
         headers = coded(*order)

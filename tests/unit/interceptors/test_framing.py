@@ -159,9 +159,7 @@ def test_only_events_without_a_need_are_passed_over(
         (b"data: \r\r", [("EVENT", b"data: \r\r")]),
     ],
 )
-def test_the_limit_counts_the_whole_block(
-    stream: bytes, expected: Framed, sizes: list[int]
-) -> None:
+def test_the_limit_counts_the_block(stream: bytes, expected: Framed, sizes: list[int]) -> None:
     """Ten bytes with the empty line. An event that grows beyond it is framed before its end."""
     frames, _ = framed(stream, sizes, limit=10)
     for (kind, data), (expected_kind, expected_data) in itertools.zip_longest(frames, expected):

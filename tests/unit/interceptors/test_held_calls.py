@@ -205,9 +205,7 @@ def test_nothing_of_a_call_leaves_before_its_hook_has_decided(path: str) -> None
     ids="-".join,
 )
 @each_path
-def test_an_answer_that_ends_at_a_held_call_contains_nothing_of_it(
-    path: str, names: list[str]
-) -> None:
+def test_an_ended_answer_has_nothing_of_a_held_call(path: str, names: list[str]) -> None:
     """`finish()`: the calls before it are there, and the official SDK reads the answer."""
     output = run_chain([policy(path)], [stream_for(path, names)], request=request(path)).output
     body = run_json([policy(path)], body_of(path, names), request=request(path))

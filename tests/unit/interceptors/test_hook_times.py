@@ -129,9 +129,7 @@ class Other:
 
 @pytest.mark.parametrize("wraps", [lambda running: running, Other], ids=["coroutine", "awaitable"])
 @pytest.mark.parametrize("waits", [0.9, 7.0])
-async def test_an_async_hook_that_waits_holds_nothing(
-    clock: Clock, waits: float, wraps: Any
-) -> None:
+async def test_a_waiting_hook_holds_nothing(clock: Clock, waits: float, wraps: Any) -> None:
     """Steps count as held, the longest alone for the warning; of a task the waiting does not count."""
 
     async def steps(*held: float) -> None:
@@ -196,9 +194,7 @@ async def test_the_time_for_a_json_body_is_counted_too(clock: Clock) -> None:
     assert [owner.seconds for owner in owners] == pytest.approx([0.1, 0.2])
 
 
-async def test_a_hook_that_was_cut_off_has_taken_its_time(
-    clock: Clock, autojump_clock: object
-) -> None:
+async def test_a_hook_that_is_cut_off_is_timed(clock: Clock, autojump_clock: object) -> None:
     async def forever() -> None:
         clock.passes(2.0)
         await trio.sleep_forever()

@@ -163,9 +163,7 @@ REFUSED: dict[str, tuple[OnEvent, str]] = {
 
 @pytest.mark.parametrize("kind", [Hook, AsyncHook], ids=["sync", "async"])
 @pytest.mark.parametrize(("hook", "problem"), REFUSED.values(), ids=REFUSED)
-async def test_what_only_a_stream_could_carry_is_refused(
-    kind: Any, hook: OnEvent, problem: str
-) -> None:
+async def test_a_body_cannot_end_twice(kind: Any, hook: OnEvent, problem: str) -> None:
     """With the interceptor and what was expected; skipped, it is as if the hook had done nothing."""
     guard = type("Guard", (kind,), {})
     for chain in among(guard(hook)):

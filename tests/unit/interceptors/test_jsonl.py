@@ -72,9 +72,7 @@ class Disk:
 
 
 @pytest.mark.parametrize("ending", ["orderly", "cancelled", "failing"])
-async def test_everything_queued_is_written_in_order_at_the_end(
-    ending: str, tmp_path: Path
-) -> None:
+async def test_what_is_queued_is_written_at_the_end(ending: str, tmp_path: Path) -> None:
     """Leaving waits for the disk, and the cancellation or the error continues as it is."""
     writer = LineWriter(rotating(tmp_path / "lines"))
     fails = pytest.raises(KeyError) if ending == "failing" else nullcontext()

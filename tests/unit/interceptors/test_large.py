@@ -114,9 +114,7 @@ SMALL, LARGE, NEEDED = (
         b": " + b"a" * 50 + b"\n\n",
     ],
 )
-def test_a_large_event_that_no_hook_must_see_passes_unchanged(
-    large: bytes, sizes: list[int], is_async: bool
-) -> None:
+def test_an_unneeded_large_event_passes(large: bytes, sizes: list[int], is_async: bool) -> None:
     """However it is written. The events around it are shown as ever, and each counts once."""
     member = Member((b"x",), False, is_async)
     sent = SMALL + large + SMALL + large + SMALL
@@ -128,9 +126,7 @@ def test_a_large_event_that_no_hook_must_see_passes_unchanged(
 
 @EACH_CUT
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r", b"\r\n"])
-def test_a_large_event_without_its_end_passes_as_unfinished(
-    end: bytes, sizes: list[int], is_async: bool
-) -> None:
+def test_an_unfinished_large_event_passes(end: bytes, sizes: list[int], is_async: bool) -> None:
     """A reader drops it; nothing may follow it that would finish it."""
     stream = SMALL + LARGE.rstrip(b"\n") + end
     member = Member((b"y",), False, is_async)
@@ -295,9 +291,7 @@ class NoJson(Member):
 
 @EACH_CUT
 @pytest.mark.parametrize("before", [b"", BOM, b"\n\n", b"\r\n\r", BOM + b"\n \t\r\n  ", b"  "])
-def test_json_in_an_event_stream_is_one_body(
-    before: bytes, sizes: list[int], is_async: bool
-) -> None:
+def test_json_as_events_is_one_body(before: bytes, sizes: list[int], is_async: bool) -> None:
     """After a BOM and white space, which stay. Members without `wants_json` are not asked."""
     sees, blind = Sees(is_async=is_async), NoJson(is_async=is_async)
     result = run_chain([blind, sees], cut(before + b"[1,\n\n 0]\r\n", sizes))
@@ -387,9 +381,7 @@ def test_events_after_what_begins_like_json_are_events(
 
 @EACH_CUT
 @pytest.mark.parametrize("fields", FIELDS)
-def test_events_after_a_large_body_end_the_stream(
-    fields: bytes, sizes: list[int], is_async: bool
-) -> None:
+def test_events_after_a_large_body(fields: bytes, sizes: list[int], is_async: bool) -> None:
     """What a hook was to see of them has not been shown, so that they do not pass."""
     result = run_chain(
         [NoJson()], cut(b"{" + b" " * 50 + b"\n" + fields, sizes), max_event_bytes=LIMIT

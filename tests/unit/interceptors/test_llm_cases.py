@@ -264,9 +264,7 @@ CUMULATIVE: dict[str, Callable[[str], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("beside", [True, False], ids=["beside a delta", "alone"])
 @pytest.mark.parametrize("make", CUMULATIVE.values(), ids=CUMULATIVE)
-def test_a_message_that_grows_holds_the_beginning_of_a_match(
-    make: Callable[[str], dict[str, Any]], beside: bool
-) -> None:
+def test_a_growing_message_holds_back(make: Callable[[str], dict[str, Any]], beside: bool) -> None:
     """As the deltas do: until a match is decided, or the choice has finished."""
     answer = in_message(make, beside=beside)
     output = run(CHAT, stream(*answer("key sk-abcd", "efgh12345 b")), redact).output
@@ -457,7 +455,7 @@ CALLS: dict[str, tuple[str, list[Any], Any]] = {
 
 @pytest.mark.parametrize("holds", [True, False])
 @pytest.mark.parametrize(("path", "events", "seen"), CALLS.values(), ids=CALLS)
-def test_a_policy_sees_the_calls_that_a_client_assembles(
+def test_a_policy_sees_assembled_calls(
     path: str, events: list[Any], seen: Any, holds: bool
 ) -> None:
     """With the id, the name and the arguments that the official SDK has in the end."""

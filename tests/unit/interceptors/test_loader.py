@@ -127,9 +127,7 @@ def test_a_name_that_leads_nowhere_is_refused(use: str, message: str) -> None:
          "the annotations of Mine.__init__ cannot be resolved: name 'Decimal' is not defined"),
     ],
 )  # fmt: skip
-def test_whatever_a_users_module_does_is_a_load_error(
-    text: str, message: str, tmp_path: Path
-) -> None:
+def test_what_a_module_does_is_a_load_error(text: str, message: str, tmp_path: Path) -> None:
     """With the cause; a script that ends the process must not end the proxy."""
     (tmp_path / "mine.py").write_text(f"from interceptors import Interceptor\n{text}\n")
     error = refused(f"{tmp_path}/mine.py:Mine", {"key": "1"} if "key" in text else {})
@@ -244,9 +242,7 @@ def test_every_wrong_option_is_reported_at_its_path(
         ("audit", {"path": "a", "headers": ["cookie", "x"]}, "headers[0]"),
     ],
 )  # fmt: skip
-def test_a_built_in_reports_all_that_is_wrong(
-    use: str, options: dict[str, Any], paths: str
-) -> None:
+def test_a_built_in_reports_every_mistake(use: str, options: dict[str, Any], paths: str) -> None:
     """Types, ranges and what only the class knows."""
     assert sorted(item.option for item in refused(use, options).errors) == paths.split()
 
@@ -254,7 +250,7 @@ def test_a_built_in_reports_all_that_is_wrong(
 # The checks of classes: see test_checks
 
 
-def test_hooks_of_a_base_class_and_of_the_modules_streams_are_checked(
+def test_inherited_hooks_are_checked(
     module: Callable[..., str],
 ) -> None:
     """Not those of classes that are only imported."""

@@ -91,9 +91,7 @@ def test_no_token_of_a_secret_leaves_in_what_only_a_lax_reader_takes() -> None:
         None, [], [None], {"content": None}, {"content": [None], "refusal": []},
     )),
 ])  # fmt: skip
-def test_tokens_of_a_text_that_leaves_unchanged_leave_unchanged(
-    fields: dict[str, Any], given: Any
-) -> None:
+def test_tokens_of_an_unchanged_text_stay(fields: dict[str, Any], given: Any) -> None:
     """The event keeps its bytes."""
     data = answer((fields, given))
     assert run_chain([REDACT], [data], request=request(CHAT)).output == data

@@ -413,9 +413,7 @@ def test_a_body_that_a_server_could_read_in_another_way_is_refused() -> None:
     (["application/json; charset=utf-8"], "application/json; charset=utf-8"),
     (["application/json", "text/event-stream"], None), (["application/json; x=text/event-stream"], None),
 ])  # fmt: skip
-def test_an_answer_has_the_type_that_clients_read_it_as(
-    types: list[str], shown: str | None
-) -> None:
+def test_the_media_type_clients_read(types: list[str], shown: str | None) -> None:
     """The official clients search the header for their types; with both it could be read twice."""
     head = ResponseHead(200, [(b"content-type", item.encode()) for item in types], LISTING)
     if shown is None:

@@ -142,7 +142,7 @@ def test_a_body_that_is_not_json_is_not_shown(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("touch", [lambda request: request.body, lambda request: request.json()])
-def test_the_error_for_an_uncollected_body_names_wants_body(
+def test_an_uncollected_body_names_wants_body(
     touch: Callable[[Request], Any],
 ) -> None:
     request = Request(body=None)
@@ -216,7 +216,7 @@ def test_reprs_show_nothing_secret() -> None:
         ([], ""),
     ],
 )
-def test_a_media_type_is_the_content_type_without_parameters(
+def test_a_media_type_has_no_parameters(
     headers: list[tuple[bytes, bytes]], media_type: str
 ) -> None:
     assert ResponseHead(200, headers).media_type == media_type
@@ -311,9 +311,7 @@ CALL = b'{"jsonrpc":"2.0","id":"7","method":"ping"}'
         ("mcp", CALL, {"jsonrpc": "2.0", "id": "7", "error": MCP_ERROR}),
     ],
 )
-def test_a_refusal_has_the_shape_of_the_routes_dialect(
-    dialect: str, body: bytes, expected: dict[str, Any]
-) -> None:
+def test_a_refusal_is_in_the_dialect(dialect: str, body: bytes, expected: dict[str, Any]) -> None:
     """The request's id is added without `wants_body`."""
     answer = run_request([REFUSES()], Request(method="POST", dialect=dialect, body=body))
     assert answer is not None

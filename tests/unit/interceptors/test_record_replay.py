@@ -74,9 +74,7 @@ def test_a_tape_has_a_header_the_events_and_the_end(tmp_path: Path) -> None:
     (b"data: 1\r\n\r\ndata: 2\r\rdata: 3\n\ndata: cut\n", ["1", "2", "3"]),
     (b"data: 1\r\n\r\ndata: cut\r\n", ["1"]),
 ])  # fmt: skip
-def test_what_a_client_would_not_count_as_an_event_is_not_recorded(
-    stream: bytes, data: list[str], tmp_path: Path
-) -> None:
+def test_only_events_are_recorded(stream: bytes, data: list[str], tmp_path: Path) -> None:
     """A stream that stops within an event."""
     _, *events, end = record(tmp_path, stream)
     assert events == [{"data": each} for each in data]
@@ -194,9 +192,7 @@ async def test_an_instant_tape_lets_others_have_their_turn(tmp_path: Path) -> No
     (HEADER + '{"at":1,"data":"\udcff"}\n', "2: not a tape line"),
     (HEADER + "[" * 100_000, "2: not a tape line"),
 ], ids=range(16))  # fmt: skip
-def test_a_broken_tape_is_refused_with_file_and_line(
-    text: str, problem: str, tmp_path: Path
-) -> None:
+def test_a_broken_tape_is_refused_by_line(text: str, problem: str, tmp_path: Path) -> None:
     path = tmp_path / "tape.jsonl"
     path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(InterceptorError, match=rf"tape\.jsonl:{problem}"):

@@ -54,9 +54,7 @@ JSON_CASES: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.parametrize(("pattern", "data", "expected"), JSON_CASES.values(), ids=JSON_CASES)
-def test_a_match_in_json_is_gone_however_it_is_spelt(
-    pattern: str, data: str, expected: str
-) -> None:
+def test_a_match_in_json_is_gone(pattern: str, data: str, expected: str) -> None:
     """Strings, keys and numbers are matched decoded; the result is JSON of the same shape."""
     assert redacted([pattern], data) == expected
 
@@ -89,9 +87,7 @@ TEXT_CASES: dict[str, tuple[list[str], str, str]] = {
 
 
 @pytest.mark.parametrize(("patterns", "data", "expected"), TEXT_CASES.values(), ids=TEXT_CASES)
-def test_a_match_in_the_text_as_a_whole_is_gone(
-    patterns: list[str], data: str, expected: str
-) -> None:
+def test_a_match_in_the_whole_text_is_gone(patterns: list[str], data: str, expected: str) -> None:
     """The data is one text, its lines joined with LF."""
     assert redacted(patterns, data) == expected
 

@@ -115,7 +115,7 @@ def test_what_is_not_utf8_or_nested_too_deep_is_not_json(block: bytes) -> None:
     assert len(seen) == 1
 
 
-def test_stream_classes_behind_an_entry_point_are_checked(
+def test_streams_of_entry_points_are_checked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "behind_an_entry_point.py").write_text(

@@ -174,9 +174,7 @@ def check(directory: Path, errors_of: Callable[[], Iterator[tuple[str, int, str]
     assert len(expected) >= 40
 
 
-def test_mypy_takes_every_right_use_of_an_editable_install_and_refuses_every_wrong_one(
-    tree: Path, tmp_path: Path
-) -> None:
+def test_mypy_checks_an_editable_install(tree: Path, tmp_path: Path) -> None:
     python, _ = environment(tmp_path / "environment")
     install = f"pip --quiet --python={python} install --no-deps --editable {tree}"
     run(tmp_path, *install.split(), fails=False)
@@ -199,9 +197,7 @@ def test_mypy_takes_every_right_use_of_an_editable_install_and_refuses_every_wro
     check(tmp_path, errors)
 
 
-def test_pyright_takes_every_right_use_of_a_wheel_and_refuses_every_wrong_one(
-    tree: Path, tmp_path: Path
-) -> None:
+def test_pyright_checks_a_wheel(tree: Path, tmp_path: Path) -> None:
     """It finds `py.typed`, and infers no type of a public name."""
     python, site = environment(tmp_path / "environment")
     run(tmp_path, *f"pip wheel --quiet --no-deps --wheel-dir . {tree}".split(), fails=False)

@@ -224,9 +224,7 @@ LATER = {"input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 7}
         (ANTHROPIC, [message_start(**CACHED), {"type": "message_delta", "delta": {}, "usage": LATER}], [1500, 7, 900, 0, None]),
     ],
 )  # fmt: skip
-def test_usage_that_comes_several_times_counts_once(
-    path: str, messages: list[Any], tokens: list[Any]
-) -> None:
+def test_repeated_usage_counts_once(path: str, messages: list[Any], tokens: list[Any]) -> None:
     """The last counts."""
     counted = Counted()
     counted.stream(messages, request(path))
@@ -322,9 +320,7 @@ def test_an_answer_without_usage_is_counted_as_such(path: str, body: Any) -> Non
         (CHAT, {"detail": "not found"}, None),
     ],
 )
-def test_an_error_status_is_a_request_without_usage(
-    path: str, body: Any, error: str | None
-) -> None:
+def test_an_error_has_no_usage(path: str, body: Any, error: str | None) -> None:
     counted = Counted()
     counted.body(body, request(path), 429)
     assert counted.metrics == {("requests", "-", "-"): 1}
@@ -344,9 +340,7 @@ def test_an_error_status_is_a_request_without_usage(
         ("/messages", "mcp", "POST", {"jsonrpc": "2.0", "id": 1, "result": {"usage": TOKENS}}),
     ],
 )
-def test_responses_that_are_not_answers_of_a_model_are_not_counted(
-    path: str, dialect: str, method: str, body: Any
-) -> None:
+def test_other_responses_are_not_counted(path: str, dialect: str, method: str, body: Any) -> None:
     """Lists, stored answers, batches, embeddings, MCP: neither metrics nor a line."""
     counted = Counted()
     counted.body(body, request(path, dialect=dialect, method=method))
@@ -401,9 +395,7 @@ def test_half_a_character_in_a_name_leaves_the_metrics_readable() -> None:
         ),
     ],
 )
-def test_ask_requests_the_usage_of_a_chat_stream_and_hides_it_from_the_client(
-    before: bytes, after: bytes
-) -> None:
+def test_asked_usage_is_hidden_from_the_client(before: bytes, after: bytes) -> None:
     """Only `stream_options` is added; the chunk that has only usage does not leave."""
     counted = Counted(ask=True)
     sent = counted.asked(before)

@@ -58,9 +58,7 @@ async def test_a_piece_larger_than_the_buffer_is_whole_and_its_buffer_is_discard
     assert counters(pool, "discards_oversize", "current_size", "in_use") == (1, 0, 0)
 
 
-async def test_a_long_batch_rolls_over_to_new_leases_and_stays_pooled(
-    pool: BufferPool, output: PooledOutput
-) -> None:
+async def test_a_long_batch_takes_new_leases(pool: BufferPool, output: PooledOutput) -> None:
     """Each piece is contiguous in one lease, and every buffer is pooled again."""
     spans = []
     for n in range(200):
@@ -76,9 +74,7 @@ async def test_a_long_batch_rolls_over_to_new_leases_and_stays_pooled(
 
 
 @pytest.mark.parametrize("how", ["json", "bytes"])
-async def test_a_new_lease_begins_exactly_when_the_buffer_is_full(
-    output: PooledOutput, how: str
-) -> None:
+async def test_a_full_buffer_takes_a_new_lease(output: PooledOutput, how: str) -> None:
     """`used == size` rolls over, one byte less does not."""
     output.add(b"x" * (SIZE - 1))
     assert output.add(b"y") == SIZE - 1
@@ -89,9 +85,7 @@ async def test_a_new_lease_begins_exactly_when_the_buffer_is_full(
 
 
 @pytest.mark.parametrize("value", [object(), {"a": ["x" * 1000, object()]}], ids=["once", "half"])
-async def test_a_value_that_json_cannot_represent_leaves_nothing(
-    output: PooledOutput, value: object
-) -> None:
+async def test_an_unencodable_value_leaves_nothing(output: PooledOutput, value: object) -> None:
     """`cut` removes a piece, too."""
     output.add(b"before ")
     with pytest.raises(TypeError):
@@ -102,9 +96,7 @@ async def test_a_value_that_json_cannot_represent_leaves_nothing(
     assert bytes(output.buffer[: output.used]) == b"before after"
 
 
-async def test_a_view_of_a_piece_kept_after_close_costs_the_buffer(
-    pool: BufferPool, output: PooledOutput
-) -> None:
+async def test_a_kept_view_costs_the_buffer(pool: BufferPool, output: PooledOutput) -> None:
     output.add(b"mine")
     with memoryview(output.buffer)[: output.used] as kept:
         output.close()

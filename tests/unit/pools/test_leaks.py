@@ -32,9 +32,7 @@ def pool_with(level: LeakLevel) -> BufferPool:
         ("paranoid", 3, [0, 1, 2]),
     ],
 )
-def test_a_lost_lease_is_counted_and_logged(
-    level: LeakLevel, count: int, recorded: list[int]
-) -> None:
+def test_a_lost_lease_is_counted(level: LeakLevel, count: int, recorded: list[int]) -> None:
     """Also in a reference cycle; the origin ends at the line that called `acquire`. A returned lease
     is no leak, and a lost buffer is not lent again.
     """

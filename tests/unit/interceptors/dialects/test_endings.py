@@ -170,9 +170,7 @@ OTHER_REASONS = {CHAT: "stop", RESPONSES: "completed", ANTHROPIC: "end_turn"}
     ("holds", "text", "usual"), [(False, "[stopped]", True), (True, "", True), (False, "!", False)]
 )
 @pytest.mark.parametrize("path", PATHS.values())
-def test_an_answer_that_is_ended_anywhere_is_whole(
-    path: str, holds: bool, text: str, usual: bool
-) -> None:
+def test_an_ended_answer_is_whole(path: str, holds: bool, text: str, usual: bool) -> None:
     """At each hook of texts and tool calls, with last words and without, with the usual reason and
     another, and with tool calls held back. Every event has what the SDK's types demand.
     """

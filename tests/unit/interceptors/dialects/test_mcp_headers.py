@@ -123,9 +123,7 @@ def test_the_methods_with_a_name_are_those_of_the_sdk() -> None:
         (call(), {"MCP_Protocol_Version": "2027-01-01", "Mcp_Method": "tools/call"}),
     ],
 )
-def test_a_request_is_refused_where_the_sdks_servers_refuse_it(
-    body: dict[str, Any], headers: dict[str, str]
-) -> None:
+def test_the_sdks_servers_refuse_the_same(body: dict[str, Any], headers: dict[str, str]) -> None:
     """A header that is missing, wrong or not decodable is a mismatch; what matches passes."""
     rejection = check(headers_of(**headers), body)
     assert (rejection is not None) is refused_by_sdk(body, headers_of(**headers))
@@ -157,9 +155,7 @@ def test_a_header_that_occurs_twice_is_refused(name: str) -> None:
         ({"id": 1, "method": "tools/call"}, {"Mcp_Method": "tools/call", "Mcp_Name": "y"}, True),
     ],
 )
-def test_notifications_and_responses_need_no_headers_but_wrong_ones_are_refused(
-    body: Any, headers: dict[str, str], refused: bool
-) -> None:
+def test_messages_with_optional_headers(body: Any, headers: dict[str, str], refused: bool) -> None:
     assert (check(headers_of(**headers), body) is not None) is refused
 
 

@@ -312,9 +312,7 @@ NO_SHELL = {"code": INVALID_PARAMS, "message": "no shells here"}
         (rpc("notifications/progress", params={}), BOTH, 202, None),
     ],
 )
-def test_an_answered_request_never_reaches_the_server(
-    body: Any, accept: str, status: int, expected: Any
-) -> None:
+def test_an_answer_replaces_the_call(body: Any, accept: str, status: int, expected: Any) -> None:
     """The answer is JSON, or a stream if the client accepts nothing else. A dropped notification
     gets its 202.
     """
@@ -367,9 +365,7 @@ REFUSED = {"id": None, "error": {"code": -32600}}
         (200, b"oops", None),  # nothing can be added to it
     ],
 )
-def test_the_answer_to_a_part_of_a_batch_is_added_to_the_array(
-    status: int, body: bytes, expected: Any
-) -> None:
+def test_answers_are_added_to_a_batch(status: int, body: bytes, expected: Any) -> None:
     chain, request = [Answering()], post([*BATCH, rpc("notifications/progress")])
     check_passes(request, *chain)
     assert request.json() == BATCH[1:]
@@ -550,9 +546,7 @@ class Old:
         ("/m?s=a|b", "/m?s=a%7Cb"),
     ],
 )
-async def test_over_the_old_transport_the_session_is_the_uri_and_its_stream_has_the_answers(
-    endpoint: str, target: str
-) -> None:
+async def test_old_transport_answers_on_the_stream(endpoint: str, target: str) -> None:
     """The POST gets 202, the stream the answer. Headers do not matter, nor a later `endpoint`."""
     old = Old(endpoint)
     later = Event("/m?s=2", event="endpoint")
@@ -599,9 +593,7 @@ async def test_over_the_old_transport_a_refusal_does_not_end_the_session() -> No
 
 @pytest.mark.parametrize("batch", [False, True])
 @pytest.mark.parametrize("over", [False, True])
-def test_where_only_the_server_can_answer_on_the_stream_it_is_asked_for_what_does_not_exist(
-    over: bool, batch: bool
-) -> None:
+def test_a_refused_call_of_the_old_transport_is_replaced(over: bool, batch: bool) -> None:
     """The stream is over, or on another machine: the denied call is not sent. What the server then
     accepts is the old transport's; an answer or a refusal becomes the answer here.
     """
@@ -639,9 +631,7 @@ def test_where_only_the_server_can_answer_on_the_stream_it_is_asked_for_what_doe
         (b"[ ]", None, INVALID_REQUEST),
     ],
 )
-def test_what_is_not_mcp_passes_unchanged_in_both_directions_or_is_refused(
-    body: bytes, ident: int | None, code: int | None
-) -> None:
+def test_what_is_not_mcp(body: bytes, ident: int | None, code: int | None) -> None:
     seen, request = Seen(), post(body)
     check_passes(request, seen)
     assert (request.body, request.body_replaced) == (body, False)

@@ -78,7 +78,7 @@ STREAMS["a whole message as an event"] = Transcript(
 
 
 @pytest.mark.parametrize("transcript", STREAMS.values(), ids=STREAMS)
-def test_a_stream_is_understood_however_it_arrives_and_leaves_unchanged(
+def test_a_stream_is_understood_in_any_cuts(
     transcript: Transcript,
 ) -> None:
     """With any line ends; whole, byte by byte and re-chunked."""

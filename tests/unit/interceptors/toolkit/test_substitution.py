@@ -73,9 +73,7 @@ def test_unusual_patterns(pattern: str, flags: str, pieces: list[str]) -> None:
     ("(?<=aab)s", ["xaab", "s!"], ["xaab", "#!", ""]), ("ab?c", ["xa", "c!"], ["x", "#!", ""]),
     ("(?i)SECRET", ["seC", "ReT"], ["", "#", ""]),
 ])  # fmt: skip
-def test_a_text_waits_no_longer_than_it_must(
-    pattern: str, pieces: list[str], left: list[str]
-) -> None:
+def test_a_text_waits_only_if_it_must(pattern: str, pieces: list[str], left: list[str]) -> None:
     """After each piece everything has left but the longest end that could still become a match, or
     of which one could grow.
     """
@@ -87,9 +85,7 @@ def test_a_text_waits_no_longer_than_it_must(
     ("sk-[a-z]{3,}", "key sk-" + "a" * 500 + " end sk-abc", "key # end #"),
     (r"(?:\d{4}-)+", "key " + "1234-" * 100 + "12ab", "key #12ab"),
 ])  # fmt: skip
-def test_of_a_match_longer_than_the_window_nothing_leaves(
-    pattern: str, text: str, expected: str, step: int
-) -> None:
+def test_a_match_longer_than_the_window(pattern: str, text: str, expected: str, step: int) -> None:
     """It is replaced when the window is full, and what continues matching goes with it."""
     pieces = [text[at : at + step] for at in range(0, len(text), step)]
     left = fed(Substitution(pattern, "#"), pieces, 100)

@@ -278,9 +278,7 @@ def test_serve_upstream_refuses_what_an_endpoint_cannot_be(url: str) -> None:
 @pytest.mark.parametrize(
     "text", ["0x10", "1_000", "yes", "[7]", "7 # comment", "", " 7", "7\n", "1e400"]
 )
-def test_what_a_reference_gives_is_not_read_as_yaml(
-    text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reference_is_not_read_as_yaml(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither as a number that only YAML knows, nor as a list, a mapping or a comment."""
     monkeypatch.setenv("NUMBER", text)
     (error,) = errors(configuration(proxy="limits: {max_streams: '${NUMBER}'}"))
@@ -330,9 +328,7 @@ def test_the_error_of_an_unreadable_file_has_its_path(tmp_path: Path) -> None:
     ("data", "message"),
     [(None, r"\.yaml: No such file"), (b"a: \xff", r"\.yaml: not UTF-8 \(.* at byte 3\)")],
 )
-def test_a_file_that_cannot_be_read_is_an_error(
-    data: bytes | None, message: str, tmp_path: Path
-) -> None:
+def test_an_unreadable_file_is_an_error(data: bytes | None, message: str, tmp_path: Path) -> None:
     if data is not None:
         (tmp_path / "weirpool.yaml").write_bytes(data)
     with pytest.raises(ConfigError, match=message):
@@ -479,9 +475,7 @@ def test_an_alias_that_holds_itself_and_one_that_explodes_are_refused() -> None:
         ("a:\n  - b: 1\n   c: 2", 3, 4, "check where this line begins"),
     ],
 )
-def test_wrong_yaml_has_its_place_and_what_to_write_instead(
-    text: str, line: int, column: int, hint: str
-) -> None:
+def test_wrong_yaml_has_its_place(text: str, line: int, column: int, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(text)
     (problem,) = caught.value.problems

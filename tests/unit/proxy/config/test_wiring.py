@@ -139,9 +139,7 @@ def test_an_authors_interceptors_declare_what_they_need_and_give(check: Check) -
 @pytest.mark.parametrize(
     "rule", ["set: {authorization: x}", "set: {Authorization: x}", "remove: [AUTHORIZATION]"]
 )
-def test_a_credential_that_a_rule_of_the_upstream_replaces_is_an_error(
-    check: Check, rule: str
-) -> None:
+def test_a_replaced_credential_is_an_error(check: Check, rule: str) -> None:
     """The rule has the last word, so that `api_keys.upstream` would have no effect."""
     (error,) = lines(check("keys", KEYS, upstream=f"headers: {{{rule}}}"))
     what = rule.partition(":")[0] if "remove" in rule else f"set.{rule[6:19]}"

@@ -365,9 +365,7 @@ def test_the_origin_that_the_client_has_used(
         (["via: us", "via: ", "via: ,", "x-via: 1.1 us"], False),
     ],
 )
-def test_a_request_that_has_passed_is_known_by_the_pseudonym(
-    lines: list[str], looped: bool
-) -> None:
+def test_a_loop_is_known_by_the_pseudonym(lines: list[str], looped: bool) -> None:
     assert Via("us").lists([*HOST, *fields(*lines)]) is looped
 
 

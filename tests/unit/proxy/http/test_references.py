@@ -114,9 +114,7 @@ def seen(
         (SIX, "http://[::2]:9000/x", None),
     ],
 )
-def test_a_reference_leads_to_the_same_resource_through_the_route(
-    place: Place, reference: str, expected: str | None
-) -> None:
+def test_a_reference_keeps_its_resource(place: Place, reference: str, expected: str | None) -> None:
     """None: it stays."""
     for name in ("Location", "content-location"):
         assert seen(place, name, reference) == (reference if expected is None else expected)

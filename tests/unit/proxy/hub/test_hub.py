@@ -256,9 +256,7 @@ def crowd(new: New) -> Crowd:
 
 
 @pytest.mark.parametrize("how", ["closed", "half closed", "shut down here", "reset", "a last byte"])
-async def test_a_stream_is_pumped_when_it_is_readable_and_ends_with_what_it_needs(
-    how: str, new: New
-) -> None:
+async def test_a_readable_stream_is_pumped(how: str, new: New) -> None:
     """Once for what came. A reset is the stream's error."""
     async with open_bench() as bench:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -430,9 +428,7 @@ async def test_streams_can_be_cancelled_when_the_hub_has_gone(new: New) -> None:
         assert (len(bench.hub), queued.pumps) == (0, 1)
 
 
-async def test_a_descriptor_number_that_is_used_again_is_not_confused(
-    one_pump_a_turn: None, new: New
-) -> None:
+async def test_a_reused_descriptor_is_not_confused(one_pump_a_turn: None, new: New) -> None:
     """A stream leaves while it is in the hub's queue."""
     async with open_bench() as bench:
         fillers, old = [new() for _ in range(40)], new()
@@ -533,9 +529,7 @@ async def test_a_heavy_stream_is_served_in_every_turn(clock: Clock, new: New) ->
 
 
 @pytest.mark.parametrize("count", [20, 4 * TURN_PUMPS])
-async def test_a_stream_that_reads_little_does_not_wait_for_those_that_never_run_dry(
-    count: int, clock: Clock, new: New
-) -> None:
+async def test_a_light_stream_has_its_turn(count: int, clock: Clock, new: New) -> None:
     """A turn borrows one window of each size."""
     order: list[Scripted] = []
 
@@ -590,9 +584,7 @@ def watching(watch: Watch) -> Iterator[Watch]:
     trio.lowlevel.remove_instrument(watch)
 
 
-async def test_an_event_costs_no_pass_through_trios_loop_where_the_hub_waits_in_its_place(
-    way: str, new: New
-) -> None:
+async def test_an_event_costs_no_pass_of_trios_loop(way: str, new: New) -> None:
     """A thread sends 200 messages, each when the one before has been answered."""
 
     def answer(stream: Scripted, window: bytearray, now: float) -> Need:

@@ -114,9 +114,7 @@ async def test_what_one_read_brought_leaves_in_one_write(way: str) -> None:
 
 
 @pytest.mark.parametrize(("framing", "close"), [(ContentLength(12), False), (UntilClose(), True)])
-async def test_a_last_event_without_its_empty_line_is_shown_to_the_chain(
-    framing: Framing, close: bool
-) -> None:
+async def test_an_unfinished_last_event_is_shown(framing: Framing, close: bool) -> None:
     """It leaves unfinished, changed."""
     client = Recorder()
     async with open_rig("own task", client, framing, hook=edit) as rig:
@@ -180,9 +178,7 @@ async def test_a_large_event_is_read_in_few_reads(way: str) -> None:
     ("size", "pool"),
     [(1, "sse_event"), (500, "sse_event"), (600, "http_response"), (5000, "http_response")],
 )
-async def test_a_partial_event_keeps_one_lease_and_an_idle_stream_none(
-    size: int, pool: str, way: str
-) -> None:
+async def test_a_partial_event_keeps_one_lease(size: int, pool: str, way: str) -> None:
     client = Recorder()
     async with running_rig(way, client, UntilClose(), hook=edit) as rig:
         for _ in range(3):
@@ -306,9 +302,7 @@ async def leave() -> None:
 
 @HOOKS
 @pytest.mark.parametrize("how", [{"leaves_after": 9}, {"refuses": lambda: True, "takes": leave}])
-async def test_a_client_that_has_gone_ends_the_relay(
-    how: dict[str, Any], hook: Any, way: str
-) -> None:
+async def test_a_client_that_has_gone(how: dict[str, Any], hook: Any, way: str) -> None:
     """At a write or while it is waited for. The lease of half an event comes back."""
     client = Recorder(**how)
     async with running_rig(way, client, UntilClose(), hook=hook) as rig:

@@ -28,9 +28,7 @@ def several(count: int, **settings: float) -> Endpoints:
         ("http://[::1]:81/a//", b"/a", b"[::1]:81", "http://[::1]:81/a"),
     ],
 )
-def test_an_endpoint_has_its_own_path_and_host(
-    url: str, base: bytes, host: bytes, name: str
-) -> None:
+def test_an_endpoint_has_its_path_and_host(url: str, base: bytes, host: bytes, name: str) -> None:
     """The path without a slash at its end, the host without the scheme's default port."""
     endpoint = Endpoint(url)
     assert (endpoint.base, endpoint.host, endpoint.name) == (base, host, name)

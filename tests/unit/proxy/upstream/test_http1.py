@@ -298,9 +298,7 @@ async def test_an_exception_of_the_request_body_returns_the_connection(web: Web)
 
 
 @pytest.mark.parametrize("bytewise", [False, True])
-async def test_a_framed_body_ends_by_itself_and_the_connection_is_reused(
-    web: Web, bytewise: bool
-) -> None:
+async def test_framed_bodies_keep_the_connection(web: Web, bytewise: bool) -> None:
     """HEAD, 204 and 304 have no body (RFC 9112, section 6.3). 1xx are skipped by default."""
     answers = [
         ("GET", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
@@ -438,9 +436,7 @@ async def test_a_missing_head_times_out(web: Web, uploads: str) -> None:
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["own nursery", "given nursery"])
-async def test_the_deadline_for_the_head_starts_when_the_request_has_ended(
-    web: Web, given: bool
-) -> None:
+async def test_the_heads_deadline_starts_after_the_request(web: Web, given: bool) -> None:
     async def script(peer: Peer) -> None:
         await peer.raw_head()
         await trio.sleep(0.1)
@@ -475,7 +471,7 @@ async def test_a_connection_that_must_not_be_reused_is_closed(web: Web) -> None:
     assert (server.accepted, web.state.reused) == (len(answers), 0)
 
 
-async def test_a_request_of_which_nothing_was_written_is_sent_once_more(
+async def test_an_unwritten_request_is_sent_again(
     web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kept connection was reset between the check and the write: the request goes over a new

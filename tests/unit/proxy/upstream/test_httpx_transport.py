@@ -74,7 +74,7 @@ async def test_failures_are_httpx_exceptions(
             await client.get(upstream.url)
 
 
-async def test_what_fails_before_a_connection_is_an_httpx_exception(
+async def test_early_failures_are_httpx_exceptions(
     client: httpx.AsyncClient,
 ) -> None:
     with socket.socket() as bound:  # and not listening

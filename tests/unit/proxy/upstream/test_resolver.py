@@ -104,9 +104,7 @@ async def test_answers_are_kept_for_seconds_and_failures_for_less(
     assert list(resolver._lookups) == ["other"]
 
 
-async def test_names_are_resolved_only_while_its_task_runs(
-    names: Names, nursery: trio.Nursery
-) -> None:
+async def test_names_need_its_task(names: Names, nursery: trio.Nursery) -> None:
     """No caller waits after its end."""
     resolver = Resolver()
     with pytest.raises(RuntimeError):

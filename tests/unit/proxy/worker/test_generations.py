@@ -70,7 +70,7 @@ def open_exchange(generations: Generations) -> Any:
     return exchange
 
 
-async def test_one_is_over_when_it_is_superseded_and_its_last_exchange_has_ended(
+async def test_a_superseded_one_ends_with_its_exchanges(
     generations: Generations,
 ) -> None:
     """Three at once, each left when its own exchange ends, in whichever order; the current one only
@@ -92,7 +92,7 @@ async def test_one_is_over_when_it_is_superseded_and_its_last_exchange_has_ended
     assert DIARY[5:] == ["3 left"]
 
 
-async def test_a_transport_is_closed_with_the_last_generation_that_has_it(
+async def test_a_transport_ends_with_its_last_generation(
     generations: Generations,
 ) -> None:
     first = generations.current.routes.transports["up"]

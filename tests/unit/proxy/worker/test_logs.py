@@ -92,9 +92,7 @@ def test_a_reader_that_stops_reading_costs_lines_and_no_time(
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "terminal", "closed"])
-def test_a_file_that_fails_costs_lines_only(
-    open_writer: Callable[..., LogWriter], kind: str
-) -> None:
+def test_a_failing_file_costs_lines(open_writer: Callable[..., LogWriter], kind: str) -> None:
     """EPIPE, ECONNRESET, EIO, EBADF."""
     ours, theirs = {
         "pipe": os.pipe,

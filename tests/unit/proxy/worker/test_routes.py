@@ -97,9 +97,7 @@ def test_a_prefix_covers_whole_segments(path: bytes, name: str | None) -> None:
         (("/", "/a%2Fb"), b"/A%2fB", "/a%2Fb"),
     ],
 )
-def test_the_longest_matching_prefix_wins_wherever_it_is_listed(
-    paths: tuple[str, ...], path: bytes, name: str
-) -> None:
+def test_the_longest_prefix_wins(paths: tuple[str, ...], path: bytes, name: str) -> None:
     """Case is ignored, as Express and ASP.NET Core do."""
     for order in (paths, paths[::-1]):
         assert found(to(*order), path) == name
@@ -133,9 +131,7 @@ def test_the_target_is_the_clients_byte_for_byte(target: bytes) -> None:
         ("/", b"/", b"/"),
     ],
 )
-def test_strip_prefix_takes_the_prefix_away_and_leaves_a_path(
-    prefix: str, target: bytes, stripped: bytes
-) -> None:
+def test_strip_prefix_leaves_a_path(prefix: str, target: bytes, stripped: bytes) -> None:
     rest = ", strip_prefix: true"
     assert only(path=prefix, rest=rest).target(target) == stripped
     assert only(path=prefix).target(target) == target
@@ -152,9 +148,7 @@ def test_strip_prefix_takes_the_prefix_away_and_leaves_a_path(
         ("http://h", ", host: other.test", b"other.test"),
     ],
 )
-def test_the_host_header_is_the_endpoints_the_clients_or_a_literal(
-    endpoint: str, upstream: str, host: bytes | None
-) -> None:
+def test_whose_host_header_it_is(endpoint: str, upstream: str, host: bytes | None) -> None:
     """Without a port that is the scheme's own (RFC 9110, section 7.2)."""
     routes = table("{path: /, upstream: llm}", upstream, endpoint=endpoint).routes
     assert routes[0].headers.host == host

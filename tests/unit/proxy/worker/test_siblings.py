@@ -61,9 +61,7 @@ async def test_so_many_questions_are_open_at_a_time(
         (b"/messages/0123456789abcdef0123456789abcdef", True),
     ],
 )
-async def test_others_are_asked_only_about_what_may_be_a_session(
-    target: bytes, asked: bool
-) -> None:
+async def test_others_are_asked_about_sessions_only(target: bytes, asked: bool) -> None:
     questions: list[bytes] = []
 
     async def ask(upstream: str, uri: bytes, messages: Sequence[str]) -> bool:
