@@ -8,10 +8,10 @@ contradicts its head. It knows no relay and sends nothing but informational resp
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
+import msgspec
 import trio
 
 from interceptors import Request, Response, ResponseHead
@@ -49,7 +49,7 @@ BodyKind = Literal["none", "events", "json", "other"]
 """`json`: one JSON text that interceptors see. `none`: the response has no body."""
 
 
-class ShownHead(NamedTuple):
+class ShownHead(msgspec.Struct, frozen=True):
     """A response's head as interceptors left it."""
 
     status: int
@@ -60,8 +60,7 @@ class ShownHead(NamedTuple):
     """None without interceptors."""
 
 
-@dataclass(slots=True)
-class _Rewrite:
+class _Rewrite(msgspec.Struct, eq=False):
     """What interceptors do to a body, as far as its headers depend on it."""
 
     stale: bool = False
@@ -71,7 +70,7 @@ class _Rewrite:
     """The whole body, as interceptors have left it."""
 
 
-class PreparedResponse(NamedTuple):
+class PreparedResponse(msgspec.Struct, frozen=True):
     """A response that is ready to be sent."""
 
     status: int
@@ -117,7 +116,7 @@ async def on_response(ctx: ExchangeContext, received: ReceivedHead) -> PreparedR
                 rewrite.unknown_length = False  # too large for interceptors: its length is right
             else:
                 rewrite.json = json.text
-        shown = shown._replace(headers=shown.head.headers.raw)
+        shown = msgspec.structs.replace(shown, headers=shown.head.headers.raw)
     headers, whole = [], rewrite.json
     if not begun:
         headers = _headers_for_client(ctx, received, shown, kind, rewrite)

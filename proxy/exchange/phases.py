@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable
 from functools import partial
-from typing import NamedTuple
+
+import msgspec
 
 from interceptors import Outcome, Request, Response
 from interceptors.message import address
@@ -47,7 +48,7 @@ _FOR_PROXIES = frozenset(("OPTIONS", "TRACE"))
 """Methods that a proxy may answer itself."""
 
 
-class OutgoingRequest(NamedTuple):
+class OutgoingRequest(msgspec.Struct, frozen=True):
     """What goes upstream."""
 
     request: Request | None
@@ -59,7 +60,7 @@ class OutgoingRequest(NamedTuple):
     """The client waits for a 100, and the upstream decides."""
 
 
-class ResponseStream(NamedTuple):
+class ResponseStream(msgspec.Struct, frozen=True):
     """A response whose head the client has."""
 
     body: UpstreamBody

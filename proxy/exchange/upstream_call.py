@@ -8,7 +8,6 @@ connection.
 from __future__ import annotations
 
 from collections.abc import AsyncIterable
-from typing import NamedTuple
 
 import msgspec
 import trio
@@ -37,7 +36,7 @@ from .request import ClientRequest
 __all__ = ["ReceivedHead", "UpstreamRequest"]
 
 
-class ReceivedHead(NamedTuple):
+class ReceivedHead(msgspec.Struct, frozen=True):
     """The head of an upstream response, with its body on loan."""
 
     status: int

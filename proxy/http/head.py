@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from interceptors.tokens import FIELD_VALUE, TOKEN
 
@@ -42,6 +43,7 @@ _REQUEST_HEAD = re.compile(
 _STATUS_LINE = re.compile(rb"HTTP/(1\.[01]) ([0-9]{3})(?: (%b))?\r\n" % _VALUE)
 _FIELD_LINE = re.compile(rb"(%b)[\t ]*:[\t ]*+(%b)\r\n" % (_TOKEN, _VALUE))
 _FIELD_LINES = re.compile(rb"(?:%b+[\t ]*+:%b+\r\n)*" % (_TOKEN, _VALUE))
+_READ_HERE = frozenset((b"content-length", b"transfer-encoding", b"connection"))
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
 
@@ -61,36 +63,42 @@ def encode_head(
 
     Raises `BadRequest`, for example for a value with a line end.
     """
-    lines = [b"%b %b HTTP/1.1" % (method.encode("ascii", "replace"), target)]
-    length: int | None = 0
-    hosts = announced = colons = 0
-    for name, value in headers:
-        key = name.lower()
-        if key == b"host":
-            hosts += 1
-            value = value if host is None else host
-        elif key == b"transfer-encoding":
-            announced += 1
-            if value.lower() != b"chunked":
-                raise BadRequest("Transfer-Encoding can only be chunked")
-            length = None
-        elif key == b"content-length":
-            announced += 1
-            if not _is_length(value):
-                raise BadRequest("Content-Length is not a number")
-            length = int(value)
-        colons += b":" in name  # it would end the name early
-        lines.append(b"%b: %b" % (name, value))
+    names = [name.lower() for name, _ in headers]
+    if names.count(b"host") != 1:
+        raise BadRequest("a request has one Host header")  # RFC 9112, section 3.2
+    length = _announced(names, headers)
+    lines = list(map(b": ".join, headers))
+    if host is not None:
+        at = names.index(b"host")
+        lines[at] = b"%b: %b" % (headers[at][0], host)
+    lines.insert(0, b"%b %b HTTP/1.1" % (method.encode("ascii", "replace"), target))
     head = b"\r\n".join(lines) + b"\r\n\r\n"
-    if colons or head.count(b"\n") != len(lines) + 1 or _REQUEST_HEAD.fullmatch(head) is None:
+    if (
+        b":" in b"".join(names)  # it would end the name early
+        or head.count(b"\n") != len(lines) + 1
+        or _REQUEST_HEAD.fullmatch(head) is None
+    ):
         raise BadRequest(
             "the method, the target or a header of the request cannot be written as HTTP/1.1"
         )
-    if hosts != 1:
-        raise BadRequest("a request has one Host header")  # RFC 9112, section 3.2
-    if announced > 1:
-        raise BadRequest("the request announces its length more than once")
     return head, length
+
+
+def _announced(names: list[bytes], headers: Sequence[tuple[bytes, bytes]]) -> int | None:
+    """The length of the body that a request announces; None for a chunked one."""
+    lengths, codings = names.count(b"content-length"), names.count(b"transfer-encoding")
+    if lengths + codings > 1:
+        raise BadRequest("the request announces its length more than once")
+    if codings:
+        if headers[names.index(b"transfer-encoding")][1].lower() != b"chunked":
+            raise BadRequest("Transfer-Encoding can only be chunked")
+        return None
+    if not lengths:
+        return 0
+    value = headers[names.index(b"content-length")][1]
+    if not _is_length(value):
+        raise BadRequest("Content-Length is not a number")
+    return int(value)
 
 
 class BodyEncoder:
@@ -121,7 +129,7 @@ class BodyEncoder:
         return b"0\r\n\r\n" if self.left is None else b""
 
 
-class ResponseHead(NamedTuple):
+class ResponseHead(msgspec.Struct, frozen=True):
     """The head of a response."""
 
     version: bytes
@@ -206,7 +214,9 @@ def _parse(data: bytes, end: int) -> ResponseHead:
     for name, value in _FIELD_LINE.findall(data, at, end - 2):
         key = name.lower()
         value = value.rstrip(b"\t ")
-        if key == b"content-length":
+        if key not in _READ_HERE:
+            pass
+        elif key == b"content-length":
             value = _one_length(value, length)
             if length is not None:
                 continue
@@ -215,7 +225,7 @@ def _parse(data: bytes, end: int) -> ResponseHead:
             if chunked or value.lower() != b"chunked":
                 raise ProtocolFailure("the response has a Transfer-Encoding other than chunked")
             chunked = True
-        elif key == b"connection":
+        else:
             closes = closes or b"close" in value.lower()
         headers.append((name, value))
     if chunked and length is not None:
@@ -235,6 +245,8 @@ def _parse(data: bytes, end: int) -> ResponseHead:
 
 def _one_length(value: bytes, before: bytes | None) -> bytes:
     """The one number of a Content-Length and any before it (RFC 9112, section 6.3, item 5)."""
+    if before is None and _is_length(value):
+        return value
     values = {item.strip() for item in value.split(b",")}
     if before is not None:
         values.add(before)

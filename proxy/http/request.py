@@ -13,7 +13,8 @@ in `target`.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+
+import msgspec
 
 from interceptors.tokens import FIELD_VALUE, TOKEN
 
@@ -30,6 +31,7 @@ _REQUEST_LINE = re.compile(rb"(%b) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])\.([0-9])
 _FIELD_LINES = re.compile(rb"(?:%b+:%b+\r\n)*" % (_TOKEN, _VALUE))
 _FIELD_LINE = re.compile(rb"(%b):[\t ]*+(%b)\r\n" % (_TOKEN, _VALUE))
 _READ_HERE = frozenset((b"content-length", b"transfer-encoding", b"connection", b"expect"))
+_NONE: list[bytes] = []
 # Wrong in every head, however it goes on: the answer need not wait for its end.
 _LAX = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[\t ]")
 _BEGINNING = re.compile(rb"%b(?: |\Z)|[\r\n]" % _TOKEN)
@@ -39,7 +41,7 @@ class Http2Assumed(Exception):
     """The client speaks HTTP/2 from its first byte. All of it is still in `RequestReader.data`."""
 
 
-class RequestHead(NamedTuple):
+class RequestHead(msgspec.Struct, frozen=True):
     """The head of one request, as it arrived."""
 
     method: str
@@ -154,8 +156,11 @@ def _parse(data: bytes, end: int) -> RequestHead:
         (name.lower(), value.rstrip(b"\t "))
         for name, value in _FIELD_LINE.findall(data, line.end(), end - 2)
     ]
-    read = [field for field in headers if field[0] in _READ_HERE]
-    lengths, codings = _values(read, b"content-length"), _values(read, b"transfer-encoding")
+    read: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        if name in _READ_HERE:
+            read.setdefault(name, []).append(value)
+    lengths, codings = read.get(b"content-length", _NONE), read.get(b"transfer-encoding", _NONE)
     length = b"0"
     if lengths:
         one = one_length(lengths)
@@ -166,9 +171,9 @@ def _parse(data: bytes, end: int) -> RequestHead:
         return _fault(
             RequestRefused(501, "not_supported", "the only transfer coding of a request is chunked")
         )
-    if codings or lengths not in ([], [length]):
+    if codings or len(lengths) > 1 or (lengths and lengths[0] != length):
         headers = _normalized(headers, length)
-    is_last = version == "1.0" or b"close" in _members(_values(read, b"connection"))
+    is_last = version == "1.0" or b"close" in _members(read, b"connection")
     return RequestHead(
         method=line[1]
         .decode("ascii")
@@ -178,7 +183,7 @@ def _parse(data: bytes, end: int) -> RequestHead:
         version=version,
         length=None if codings else int(length),
         keep_alive=not is_last and not (codings and lengths),
-        expects_continue=version == "1.1" and b"100-continue" in _members(_values(read, b"expect")),
+        expects_continue=version == "1.1" and b"100-continue" in _members(read, b"expect"),
     )
 
 
@@ -193,16 +198,17 @@ def _normalized(headers: list[tuple[bytes, bytes]], length: bytes) -> list[tuple
     ]
 
 
-def _values(fields: list[tuple[bytes, bytes]], wanted: bytes) -> list[bytes]:
-    return [value for name, value in fields if name == wanted]
-
-
-def _members(values: list[bytes]) -> list[bytes]:
+def _members(read: dict[bytes, list[bytes]], name: bytes) -> list[bytes]:
+    values = read.get(name)
+    if values is None:
+        return _NONE
     return [item.strip(b"\t ") for item in b",".join(values).lower().split(b",")]
 
 
 def one_length(values: list[bytes]) -> bytes | None:
     """The one number of all Content-Lengths (RFC 9112, section 6.3, item 5); None if there is none."""
+    if len(values) == 1 and values[0].isdigit() and len(values[0]) <= _MAX_LENGTH_DIGITS:
+        return values[0]
     numbers = {item.strip(b"\t ") for value in values for item in value.split(b",")}
     first = numbers.pop()
     if numbers or not first.isdigit() or len(first) > _MAX_LENGTH_DIGITS:

@@ -21,6 +21,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+import msgspec
+
 from interceptors.paths import is_special, normal_path, unescape
 
 from ..errors import RequestRefused
@@ -54,7 +56,7 @@ _SEPARATORS = tuple(
 _PARAMETERS = re.compile(rb";[^/]*")
 
 
-class Target(NamedTuple):
+class Target(msgspec.Struct, frozen=True):
     """A parsed target."""
 
     raw: bytes

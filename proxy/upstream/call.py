@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import msgspec
 import trio
 
 from .body import UpstreamBody
@@ -34,8 +35,7 @@ class CallTimeouts:
     """From the end of the request to the end of the response's head."""
 
 
-@dataclass(slots=True, eq=False)
-class UpstreamCall:
+class UpstreamCall(msgspec.Struct, eq=False):
     """One request to an upstream."""
 
     method: str
@@ -62,7 +62,7 @@ class UpstreamCall:
     """Continues the upload after the response's head; without it, an early response ends the
     upload.
     """
-    endpoint: Endpoint | None = field(default=None, init=False)
+    endpoint: Endpoint | None = None
     """The endpoint that was asked last, also when the call fails; None before the first attempt."""
 
 
@@ -74,8 +74,7 @@ AskForBody = Callable[[], Awaitable[None]]
 """Lets the body come that the source withholds."""
 
 
-@dataclass(slots=True, eq=False)
-class UpstreamResponse:
+class UpstreamResponse(msgspec.Struct, eq=False):
     """A response whose head has arrived. Its `body` must be closed."""
 
     status: int

@@ -15,6 +15,7 @@ import pytest
 from fuzz.mistakes import cut, cuts, edited, h11_client
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from proxy.errors import ProtocolFailure
 from proxy.http.head import BadRequest, BodyEncoder, HeadReader, ResponseHead, encode_head
@@ -34,7 +35,7 @@ def read_with_ours(pieces: list[bytes]) -> ResponseHead | None:
         except ProtocolFailure:
             return None
         if head is not None:
-            return head._replace(early=head.early + b"".join(pieces[index + 1 :]))
+            return replace(head, early=head.early + b"".join(pieces[index + 1 :]))
     return None
 
 
@@ -78,7 +79,7 @@ def assert_alike(ours: ResponseHead, reference: ResponseHead) -> None:
     assert ours.closes or not reference.closes
     assert len(ours.early) == len(reference.early)
     rest: dict[str, Any] = {"headers": (), "closes": False, "early": b""}
-    assert ours._replace(**rest) == reference._replace(**rest)
+    assert replace(ours, **rest) == replace(reference, **rest)
     assert [
         (name, value.lower() if name.lower() == b"transfer-encoding" else value)
         for name, value in ours.headers

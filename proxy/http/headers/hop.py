@@ -6,6 +6,7 @@ section 4.1.18), so a field that the proxy has checked could be replaced by one 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from ...errors import RequestRefused
@@ -36,6 +37,7 @@ _READ_HERE = frozenset(
     b"access-control-request-method".split()
 )
 _REPORT_INITIALS = (b"x", b"f")
+_MAY_BE_REMOVED = re.compile(rb"[A-Z_]|forwarded|x-real-ip")
 
 
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> HeaderList:
@@ -56,12 +58,15 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> HeaderList:
     return _without_named(result, connection) if connection else result
 
 
-def received_request(headers: Iterable[tuple[bytes, bytes]], *, trusted: bool) -> HeaderList:
+def received_request(headers: HeaderList, *, trusted: bool) -> HeaderList:
     """The fields of a request as everything in the proxy reads them: as `end_to_end`, but with
     `Transfer-Encoding`, and without reports about the client unless the peer is `trusted`.
 
     Second spellings of reports and of fields that the proxy reads are removed, trusted or not.
     """
+    names = [name for name, _ in headers]
+    if HOP_BY_HOP.isdisjoint(names) and _MAY_BE_REMOVED.search(b"\n".join(names)) is None:
+        return headers  # as most are
     result: HeaderList = []
     connection: list[bytes] = []
     for name, value in headers:

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 _MAX_FORWARDS = 2**31 - 1
-_NO_VALUE = (b"",)
+_NO_VALUE = [b""]
 # An interceptor may have set a hop-by-hop field, but not for this connection; the rest is written
 # anew.
 _WRITTEN_ANEW = HOP_BY_HOP | frozenset(
@@ -89,17 +89,18 @@ def request_headers(
     appended to -For.
     """
     dropped = settings.dropped_for_identity if identity else settings.dropped
-    passed: HeaderList = []
     others: dict[bytes, list[bytes]] = {}
+    result: HeaderList = [(b"host", b"")]
     for field in headers:
         if field[0] not in dropped:
-            passed.append(field)
+            result.append(field)
         else:
             others.setdefault(field[0], []).append(field[1])
-    host, *more = others.get(b"host", _NO_VALUE)
-    if more:
+    hosts = others.get(b"host", _NO_VALUE)
+    if len(hosts) > 1:
         raise RequestRefused(400, "bad_request", "the request has more than one Host header")
-    result = [(b"host", host if settings.host is None else settings.host), *passed]
+    host = hosts[0]
+    result[0] = (b"host", host if settings.host is None else settings.host)
     if identity:
         result.append((b"accept-encoding", b"identity"))
     if body is not None:
@@ -109,19 +110,15 @@ def request_headers(
     addresses = others.get(b"x-forwarded-for", [])
     if client is not None:
         addresses.append(client.encode("ascii", "replace"))
-    reports = [
+    proto = others.get(b"x-forwarded-proto", _NO_VALUE)[0] or scheme.encode("ascii")
+    reports: HeaderList = [
         (b"x-forwarded-for", b", ".join(addresses)),
-        (
-            b"x-forwarded-proto",
-            others.get(b"x-forwarded-proto", _NO_VALUE)[0] or scheme.encode("ascii"),
-        ),
+        (b"x-forwarded-proto", proto),
         (b"x-forwarded-host", others.get(b"x-forwarded-host", _NO_VALUE)[0] or host),
         (b"x-forwarded-prefix", settings.prefix and outer_prefix(headers) + settings.prefix),
         (b"via", b", ".join([*others.get(b"via", ()), via])),
     ]
-    for name, value in reports:
-        if value and name not in settings.removed:
-            result.append((name, value))
+    result += [field for field in reports if field[1] and field[0] not in settings.removed]
     result += settings.set_for_identity if identity else settings.set
     return result
 

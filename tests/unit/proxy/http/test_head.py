@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from proxy.errors import ProtocolFailure
 from proxy.http.head import (
@@ -57,7 +58,7 @@ def read(pieces: Sequence[bytes]) -> ResponseHead | None:
     for index, piece in enumerate(pieces):
         head = reader.receive(piece)
         if head is not None:
-            return head._replace(early=head.early + b"".join(pieces[index + 1 :]))
+            return replace(head, early=head.early + b"".join(pieces[index + 1 :]))
     return None
 
 
@@ -118,7 +119,7 @@ READ: list[tuple[bytes, dict[str, Any]]] = [
 @pytest.mark.parametrize(("wire", "expected"), READ)
 def test_what_is_read(wire: bytes, expected: dict[str, Any]) -> None:
     """However it is cut, and not before the head is complete."""
-    head = OK._replace(**expected)
+    head = replace(OK, **expected)
     for pieces in splits(wire):
         assert read(pieces) == head, pieces
     for end in range(len(wire) - len(head.early)):

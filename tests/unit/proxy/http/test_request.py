@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from proxy.http.head import MAX_HEAD_BYTES
 from proxy.http.request import Http2Assumed, RequestHead, RequestReader
@@ -52,7 +53,7 @@ def test_what_is_read(wire: bytes, differs: dict[str, Any]) -> None:
     for step in range(40):
         head, needed = read(wire + b"\r\n", step)
         assert head is not None
-        assert head._replace(headers=differs.get("headers", [])) == HEAD._replace(**differs)
+        assert replace(head, headers=differs.get("headers", [])) == replace(HEAD, **differs)
         assert needed == wire + b"\r\n"
         assert [name for name, _ in head.headers].count(b"content-length") <= 1
 
