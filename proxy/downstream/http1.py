@@ -277,6 +277,9 @@ class Http1Connection:
         self._closed = True
         self._news.wake()
 
+    def announce_end(self) -> None:
+        """HTTP/1.1 has no message for it: the next response says that it is the last."""
+
     def end_if_idle(self) -> None:
         """Close the connection if no request is served."""
         if self._stream is None:

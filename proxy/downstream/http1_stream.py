@@ -26,7 +26,6 @@ __all__ = ["Http1Stream"]
 
 _LINGER_S = 10.0
 _LINGER_BYTES = 64 * 1024 * 1024
-_NO_NAMES: frozenset[bytes] = frozenset()
 
 
 class Connection(Protocol):
@@ -84,9 +83,7 @@ class Http1Stream:
 
     name = "direct"
     synchronous = True
-    added_headers = _NO_NAMES
     holds_response = False
-    cancellable = True
     calls_back = True
 
     def __init__(self, connection: Connection, head: RequestHead) -> None:

@@ -36,20 +36,10 @@ class ClientStream(Protocol):
     """Called once, synchronously, when the client leaves, if `calls_back`."""
 
     @property
-    def added_headers(self) -> frozenset[bytes]:
-        """Names of the response headers that the server adds itself."""
-        ...
-
-    @property
     def holds_response(self) -> bool:
         """The response must not end before the request has: the server would then close the
         connection, and a client that is still sending would miss the response.
         """
-        ...
-
-    @property
-    def cancellable(self) -> bool:
-        """A wait for the client can be cancelled; otherwise `limit_send` bounds it."""
         ...
 
     @property

@@ -2,8 +2,7 @@
 
 Hypercorn's Trio worker accepts connections and calls `TCPServer(app, config, context, state,
 stream)` for each. `contain_connections` puts `serve_connection` there, for `weirpool serve` and for
-plain Hypercorn alike. Connections without TLS are the proxy's own wherever a hub runs, over HTTP/1.1
-and, with prior knowledge, over HTTP/2; all others stay Hypercorn's.
+plain Hypercorn alike. Without a hub, Hypercorn's own class serves the app over ASGI.
 """
 
 from __future__ import annotations
@@ -12,22 +11,56 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakSet
 
 import hypercorn.trio.run as hypercorn_run
 import structlog
 import trio
+from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
 
-from ..hub import current_hub
+from ..hub import Hub, current_hub
+from .bound import client_connections, watch_accept
 from .http1 import Http1Connection
 from .http2 import Http2Connection
-from .hypercorn import Connection, ServerConfig, contain_parts
 from .to_asgi import OwnStream, answer_fault, scope_of, serve_asgi
-from .transport import Transport
+from .transport import TlsTransport, Transport
 
-__all__ = ["contain_connections", "cut_connections", "end_idle_connections"]
+__all__ = [
+    "ServerConfig",
+    "announce_end",
+    "contain_connections",
+    "cut_connections",
+    "end_idle_connections",
+    "serves_connections",
+]
+
+
+class ServerConfig(Config):
+    """Hypercorn's configuration, for a server that drains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draining = False
+        """The server ends soon, and accepts no new connections."""
+        self.drained = trio.Event()
+        """Idle connections stay open until this is set, so that a request on one is answered during
+        the drain.
+        """
+
+
+class Cuttable(Protocol):
+    """An open connection."""
+
+    def announce_end(self) -> None:
+        """Ask the client for no more requests, if the protocol can and no request is served."""
+
+    def end_if_idle(self) -> None:
+        """Close the connection if no request is served."""
+
+    def cut(self) -> None:
+        """Reset the connection, whatever it waits for. Synchronous."""
 
 
 class _Server:
@@ -45,6 +78,10 @@ class _Server:
             await self._context.mark_request()
 
     @property
+    def drains(self) -> bool:
+        return self.ends or getattr(self.config, "draining", False)
+
+    @property
     def ends(self) -> bool:
         if isinstance(self.config, ServerConfig):
             return self.config.drained.is_set()
@@ -54,12 +91,12 @@ class _Server:
 async def serve_connection(app: Any, config: Any, context: Any, state: Any, stream: Any) -> None:
     """Serve one connection to its end, in place of `TCPServer`. Raises only what cancels it."""
     hub = current_hub()
-    if hub is None or type(stream) is not trio.SocketStream or config.read_timeout:
-        await Connection(app, config, context, state, stream)
+    if hub is None:
+        await TCPServer(app, config, context, state, stream)
         return
-    sock = socket.socket(fileno=stream.socket.detach())
-    sock.setblocking(False)
-    transport = Transport(sock, hub)
+    transport = await _open(hub, config, stream)
+    if transport is None:
+        return
     try:
         name = transport.sock.getpeername()
     except OSError:  # the client has left already
@@ -68,25 +105,74 @@ async def serve_connection(app: Any, config: Any, context: Any, state: Any, stre
     peer = name[0] if isinstance(name, tuple) else None  # of a Unix socket
     inner = getattr(app, "app", app)  # Hypercorn wraps the app
     _watch_server(inner, config, context)
-    server, serve = _Server(config, context), _how_to_serve(inner, config, state)
-    first = Http1Connection(transport, hub, peer, server)
-    early: bytes | None = None
-    with _registered(first, config):
-        early = await first.run(serve)
+    try:
+        await _serve(
+            transport, hub, peer, _Server(config, context), _how_to_serve(inner, config, state)
+        )
+    except* Exception as error:
+        structlog.get_logger("proxy").error("internal_error", exc_info=error)
+
+
+async def _open(hub: Hub, config: Any, stream: Any) -> Transport | None:
+    """Take the socket from Trio, and do a TLS handshake where Hypercorn expects one. None: the
+    client has left, or the handshake has failed.
+    """
+    tls = isinstance(stream, trio.SSLStream)
+    accepted: Any = stream.transport_stream if tls else stream
+    sock = socket.socket(fileno=accepted.socket.detach())
+    sock.setblocking(False)
+    if not tls:
+        return Transport(sock, hub)
+    try:
+        transport = TlsTransport(sock, hub, stream.context)
+    except OSError:
+        sock.close()
+        return None
+    handshake, done = _Handshake(transport), False
+    client_connections.enter(handshake)
+    try:
+        with _registered(handshake, config):
+            done = await transport.shake_hands(config.ssl_handshake_timeout)
+    finally:
+        client_connections.leave(handshake)
+        if not done:
+            transport.close()
+    return transport if done else None
+
+
+class _Handshake:
+    """A connection before its first request: idle, and bounded like any other."""
+
+    def __init__(self, transport: TlsTransport) -> None:
+        self.fileno = transport.fileno
+        self.announce_end = lambda: None
+        self.end_if_idle = self.close_idle = transport.close
+        self.cut = transport.reset
+
+
+async def _serve(
+    transport: Transport, hub: Hub, peer: str | None, server: _Server, serve: Any
+) -> None:
+    """Serve HTTP/1.1, or HTTP/2 where TLS has agreed on it (RFC 9113, section 3.2) or the client
+    begins with it (section 3.3).
+    """
+    early: bytes | None = b""
+    if not transport.speaks_http2:
+        first = Http1Connection(transport, hub, peer, server)
+        with _registered(first, server.config):
+            early = await first.run(serve)
     if early is not None:
         second = Http2Connection(transport, hub, peer, server)
-        with _registered(second, config):
+        with _registered(second, server.config):
             await second.run(serve, early)
 
 
 @contextmanager
-def _registered(connection: Http1Connection | Http2Connection, config: Any) -> Iterator[None]:
-    """Let the server end this connection while it runs, and log what it raises."""
+def _registered(connection: Cuttable, config: Any) -> Iterator[None]:
+    """Let the server end this connection while it runs."""
     _connections[connection] = config
     try:
         yield
-    except* Exception as error:
-        structlog.get_logger("proxy").error("internal_error", exc_info=error)
     finally:
         del _connections[connection]
 
@@ -126,12 +212,28 @@ def contain_connections() -> None:
     """Let Hypercorn's Trio worker use `serve_connection`, if it is a known Hypercorn.
     Process-wide.
     """
-    if getattr(hypercorn_run, "TCPServer", None) is TCPServer and contain_parts():
+    if getattr(hypercorn_run, "TCPServer", None) is TCPServer:
         vars(hypercorn_run)["TCPServer"] = serve_connection
+        watch_accept()
 
 
-_connections: dict[Http1Connection | Http2Connection, Any] = {}
+def serves_connections() -> bool:
+    """Whether `contain_connections` has found a known Hypercorn, and clients' connections are the
+    proxy's own.
+    """
+    return getattr(hypercorn_run, "TCPServer", None) is serve_connection and Hub.available()
+
+
+_connections: dict[Cuttable, Any] = {}
 _watched: WeakSet[Any] = WeakSet()
+
+
+def announce_end(config: ServerConfig) -> None:
+    """The server with `config` drains: tell its clients, as far as that ends no stream."""
+    config.draining = True
+    for connection, own in tuple(_connections.items()):
+        if own is config:
+            connection.announce_end()
 
 
 def end_idle_connections(config: Any) -> None:
@@ -148,4 +250,4 @@ def cut_connections(config: Any) -> int:
     found = [item for item, own in _connections.items() if own is config]
     for connection in found:
         connection.cut()
-    return len(found) + Connection.cut_all(config)
+    return len(found)

@@ -1,77 +1,27 @@
-"""A client's socket: what leaves through it, and how it ends."""
+"""A client's socket: its limit for sending, and how it ends."""
 
 from __future__ import annotations
 
-import errno
 import math
 import select
 import socket
 import struct
-from collections.abc import Sequence
 from contextlib import suppress
 
 import trio
-
-from interceptors.chain import Part
-
-from ..errors import ClientGone, SendStalled
 
 __all__ = [
     "LAST_BYTES_S",
     "let_last_bytes_leave",
     "limit_unacknowledged",
     "reset_on_close",
-    "send_now",
-    "send_rest",
 ]
 
 LAST_BYTES_S = 1.0
 """How long bytes that are sent may take to arrive before a reset discards them."""
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 s
-_IOV_MAX = 1024  # on Linux
 _LOOK_S = 0.02
 _USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
-
-
-def send_now(sock: socket.socket, message: Sequence[Part]) -> memoryview | None:
-    """Send what the socket accepts at once. Returns a copy of the rest; None if everything has left.
-    Never blocks. Raises `ClientGone` and `SendStalled`.
-    """
-    try:
-        if len(message) == 1:
-            sent = sock.send(message[0])
-        elif len(message) <= _IOV_MAX:
-            sent = sock.sendmsg(message)
-        else:
-            message = (b"".join(message),)
-            sent = sock.send(message[0])
-    except (BlockingIOError, InterruptedError):
-        sent = 0
-    except OSError as error:
-        raise _lost(error) from error
-    if sent == (len(message[0]) if len(message) == 1 else sum(map(len, message))):
-        return None
-    return memoryview(b"".join(message))[sent:]
-
-
-async def send_rest(sock: socket.socket, rest: memoryview) -> memoryview | None:
-    """Wait once until the socket accepts more, and send it. The result is that of `send_now`."""
-    try:
-        if sock.fileno() < 0:
-            raise ClientGone
-        await trio.lowlevel.wait_writable(sock)
-        return rest[sock.send(rest) :] or None
-    except (BlockingIOError, InterruptedError):
-        return rest
-    except (OSError, trio.ClosedResourceError) as error:
-        raise _lost(error) from error
-
-
-def _lost(error: Exception) -> ClientGone | SendStalled:
-    """The kernel may be the first to give up a stalled client."""
-    if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT:
-        return SendStalled()
-    return ClientGone()
 
 
 def reset_on_close(sock: socket.socket) -> None:

@@ -73,6 +73,11 @@ class Transport:
             self._probes = True
             send_probes(self.sock)
 
+    @property
+    def speaks_http2(self) -> bool:
+        """Whether TLS has agreed on HTTP/2 (RFC 7301)."""
+        return False
+
     def take_error(self) -> int:
         """The socket's pending error number; 0 if there is none."""
         return self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -147,12 +152,43 @@ class Transport:
 
 
 class TlsTransport(Transport):
-    """A connection with TLS, after its handshake."""
+    """The server's side of a connection with TLS. `shake_hands` comes first."""
 
-    __slots__ = ("sock",)
+    __slots__ = ()
 
     sock: ssl.SSLSocket
     secure = True
+
+    def __init__(self, sock: socket.socket, hub: Hub, context: ssl.SSLContext) -> None:
+        tls = context.wrap_socket(
+            sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
+        )
+        super().__init__(tls, hub)
+
+    async def shake_hands(self, timeout_s: float) -> bool:
+        """Do the handshake. Returns False if it fails, takes longer than `timeout_s`, or the
+        transport is closed meanwhile.
+        """
+        with trio.move_on_after(timeout_s):
+            while True:
+                try:
+                    self.sock.do_handshake()
+                    return True
+                except ssl.SSLWantReadError:
+                    wait = trio.lowlevel.wait_readable
+                except ssl.SSLWantWriteError:
+                    wait = trio.lowlevel.wait_writable
+                except (OSError, ValueError):  # ValueError: the socket was closed
+                    return False
+                try:
+                    await wait(self.sock)
+                except (OSError, trio.ClosedResourceError):
+                    return False
+        return False
+
+    @property
+    def speaks_http2(self) -> bool:
+        return self.sock.selected_alpn_protocol() == "h2"
 
     def receive(self, max_bytes: int) -> bytes | None:
         """As without TLS; an end without close_notify is an `OSError` (RFC 8446, section 6.1).
@@ -190,35 +226,6 @@ class TlsTransport(Transport):
     def _notify_close(self) -> None:
         with suppress(OSError, ValueError):  # the client's own is not waited for
             self.sock.unwrap()
-
-    @staticmethod
-    async def open(
-        sock: socket.socket, hub: Hub, context: ssl.SSLContext, timeout_s: float
-    ) -> TlsTransport | None:
-        """Do the server's part of the handshake. Returns None, with the socket closed, if it fails
-        or takes longer than `timeout_s`; also when cancelled.
-        """
-        transport: TlsTransport | None = None
-        try:
-            tls = context.wrap_socket(
-                sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
-            )
-            sock = tls
-            with trio.move_on_after(timeout_s):
-                while transport is None:
-                    try:
-                        tls.do_handshake()
-                        transport = TlsTransport(tls, hub)
-                    except ssl.SSLWantReadError:
-                        await trio.lowlevel.wait_readable(tls)
-                    except ssl.SSLWantWriteError:
-                        await trio.lowlevel.wait_writable(tls)
-        except (OSError, trio.ClosedResourceError):
-            return None
-        finally:
-            if transport is None:
-                Transport(sock, hub).close()
-        return transport
 
 
 def _lost(error: Exception) -> ClientGone | SendStalled:

@@ -85,11 +85,9 @@ class ClientResponse:
         """Wait until the client has taken what was written.
 
         Repeats `step`, by default the writer's `drain`, until its result is not False. Each
-        repetition may take `timeouts.send` seconds. A wait that cannot be cancelled (HTTP/1.1 inside
-        Hypercorn) has no deadline here: TCP_USER_TIMEOUT ends it.
+        repetition may take `timeouts.send` seconds.
         """
-        direct = step is None and self.writer is not None and self.writer.synchronous
-        send_s = self._send_s if direct or self._stream.cancellable else math.inf
+        send_s = self._send_s
         if step is None:
             assert self.writer is not None
             step = self.writer.drain
@@ -246,7 +244,7 @@ class ClientResponse:
         """The headers of a response that go to the client, without `dropped` and without those that
         the server adds itself.
         """
-        return response_headers(headers, dropped=dropped | self._stream.added_headers, sse=sse)
+        return response_headers(headers, dropped=dropped, sse=sse)
 
     def own_headers(
         self,

@@ -25,9 +25,9 @@ from ..downstream import (
     ClientStream,
     OwnStream,
     contain_connections,
-    path_is_known,
     scope_of,
     serve_asgi,
+    serves_connections,
     share_log,
     stream_of,
 )
@@ -203,8 +203,6 @@ def _started(worker: Worker) -> dict[str, Any]:
         "pid": os.getpid(),
         "routes": [route.name for route in worker.routes.routes],
         "upstreams": sorted(worker.routes.transports),
-        "writer": "direct"
-        if path_is_known()
-        else "asgi",  # the asgi writer serves the other responses
+        "writer": "direct" if serves_connections() else "asgi",
         **worker.start_details,
     }

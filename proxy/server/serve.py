@@ -26,6 +26,7 @@ from hypercorn.utils import LifespanFailureError
 from ..config import Config
 from ..downstream import (
     ServerConfig,
+    announce_end,
     connections_by_open_files,
     cut_connections,
     end_idle_connections,
@@ -146,6 +147,7 @@ async def _drain(
         drain.timeout + 2 * LAST_WORDS_S
     )  # a little longer than the streams' own end
     worker.start_draining()
+    announce_end(server)
     listeners_close.set()
     with trio.move_on_after(drain.timeout):
         await worker.none_left.wait()

@@ -341,11 +341,9 @@ KINDS = {
         outcome="intercepted",
         given=lambda _: (Answers,),
     ),
-    "tls client": Exchanging(
-        ("asgi_writers.drain", "asgi_writers._pass", "body.wait_readable"), client_tls=True
-    ),
+    "tls client": Exchanging(("connection.wait_readable", "hub.move"), client_tls=True),
     "http2": Exchanging(
-        ("asgi_writers.drain", "client.wait_sent", "body.wait_readable", "passage.run_async"),
+        ("connection.wait_readable", "hub.move", "passage.run_async"),
         http2=True,
         body=TWICE,
         given=lambda streams: (streams.interceptor(edit), on_event_async(edit_later)),

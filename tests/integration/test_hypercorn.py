@@ -1,6 +1,4 @@
-"""The installed Hypercorn lets the direct writer in: this fails when a new one closes the private
-path.
-"""
+"""Under Hypercorn the proxy's own connections serve, under any other server ASGI does."""
 
 from __future__ import annotations
 
@@ -8,28 +6,37 @@ import os
 import sys
 from fcntl import ioctl
 from termios import TIOCOUTQ
+from typing import Any
 
+import hypercorn.trio.run as hypercorn_run
 import pytest
 from support.certificates import Certificates
 from support.interceptors import Log, Serve, Way, until
 from support.proxy import config_for
 from support.upstream import Peer, stream_of
 
-from proxy.downstream import path_is_known, raw_target
-from proxy.downstream.hypercorn import RAW_TARGET, inspect_server
+from proxy.downstream import raw_target, serves_connections
+from proxy.downstream.server import contain_connections
 from proxy.server.app import create_app
 
 
+def test_an_unknown_hypercorn_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The app then runs over ASGI, and `started` says so."""
+    contain_connections()
+    assert serves_connections()
+    other = type("TCPServer", (), {})
+    monkeypatch.setattr(hypercorn_run, "TCPServer", other)
+    contain_connections()
+    assert hypercorn_run.TCPServer is other  # type: ignore[attr-defined]
+    assert not serves_connections()
+
+
 @pytest.mark.parametrize("writer", ["direct", "asgi"])
-async def test_a_chunked_response_takes_the_direct_writer_where_the_path_is_known(
+async def test_a_stream_passes_over_either_writer(
     writer: str, serve_once: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With an unknown server the portable writer serves the same stream. A client that has left
-    keeps no descriptor.
-    """
-    assert path_is_known()
+    """A client that has left keeps no descriptor; Hypercorn keeps its own for a while."""
     if writer == "asgi":
-        monkeypatch.setattr("proxy.downstream.asgi.inspect_server", lambda _: None)
         monkeypatch.setattr("proxy.downstream.server.current_hub", lambda: None)
     async with serve_once(stream_of(b"data: x\n\n")) as rig:
         at_rest = 0
@@ -39,7 +46,8 @@ async def test_a_chunked_response_takes_the_direct_writer_where_the_path_is_know
             await until(lambda: not rig.proxy.worker.live)
             at_rest = at_rest or len(os.listdir("/proc/self/fd"))
         assert rig.metric("weirpool_writer_total", writer=writer) == 10
-        await until(lambda: len(os.listdir("/proc/self/fd")) <= at_rest)
+        if writer == "direct":
+            await until(lambda: len(os.listdir("/proc/self/fd")) <= at_rest)
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -47,8 +55,7 @@ async def test_no_wait_for_a_client_that_was_reset(
     tls: bool, certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is in flight has a time to arrive when a response is cut."""
-    for name in ("hypercorn.client.LAST_BYTES_S", "http1_stream.LAST_BYTES_S"):
-        monkeypatch.setattr(f"proxy.downstream.{name}", 60.0)
+    monkeypatch.setattr("proxy.downstream.transport.LAST_BYTES_S", 60.0)
 
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -58,10 +65,8 @@ async def test_no_wait_for_a_client_that_was_reset(
 
     def unsent() -> int:
         (exchange,) = rig.proxy.worker.live
-        assert exchange._stream._connection is not None
-        return int.from_bytes(
-            ioctl(exchange._stream._connection.sock.fileno(), TIOCOUTQ, bytes(4)), sys.byteorder
-        )
+        fd = exchange._stream._connection.transport.fileno()
+        return int.from_bytes(ioctl(fd, TIOCOUTQ, bytes(4)), sys.byteorder)
 
     serve = Way(certificates=certificates if tls else None).serve(log, monkeypatch)
     async with serve(script) as rig:
@@ -72,12 +77,11 @@ async def test_no_wait_for_a_client_that_was_reset(
         rig.clients.clear()
 
 
-def test_the_target_of_a_foreign_server_is_what_asgi_tells() -> None:
-    """ASGI cannot distinguish `/x?` from `/x`; a server with Weirpool's parser can."""
-    scope = {"raw_path": b"/%61", "query_string": b"", "extensions": {}}
-    assert raw_target(scope) == raw_target({**scope, "extensions": None}) == b"/%61"
+def test_asgi_cannot_tell_an_empty_query_from_none() -> None:
+    """`/x?` and `/x` are one target."""
+    scope: dict[str, Any] = {"raw_path": b"/%61", "query_string": b""}
+    assert raw_target(scope) == b"/%61"
     assert raw_target({**scope, "query_string": b"a=?"}) == b"/%61?a=?"
-    assert raw_target({**scope, "extensions": {RAW_TARGET: b"/%61?"}}) == b"/%61?"
 
 
 async def test_a_foreign_servers_websocket_is_closed() -> None:
@@ -90,7 +94,6 @@ async def test_a_foreign_servers_websocket_is_closed() -> None:
     async def send(message: object) -> None:
         sent.append(message)
 
-    assert inspect_server(send) is None
     scope = {"type": "websocket", "path": "/", "raw_path": b"/", "query_string": b"", "headers": []}
     await create_app(config_for("http://127.0.0.1:9"))(scope, receive, send)
     assert sent == [{"type": "websocket.close"}]

@@ -242,11 +242,11 @@ def limited(serve: Serve, seconds: float = 20) -> Serve:
 
 @dataclass(frozen=True)
 class Way:
-    """How a proxy runs: with the hub or not, and with which writer."""
+    """How a proxy runs: with the hub or not, which is over ASGI, and with TLS or not."""
 
     hub: bool = True
     certificates: Certificates | None = None
-    """With them the client uses TLS, which the portable writer serves."""
+    """With them the client uses TLS."""
 
     def serve(self, log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
         """`async with serve(script, *interceptors, route=..., proxy=...) as rig`."""

@@ -15,8 +15,8 @@ class Settings:
     """The proxy's processes, whose CPU time and memory are measured."""
     streams: int
     events: int
-    """For each stream, or requests for each client with `kind` "json"; 0: as many as fit in
-    `seconds`.
+    """For each stream, or requests for each client with `kind` "json" or "opening"; 0: as many as
+    fit in `seconds`.
     """
     seconds: float = 0
     rate: float = 0
@@ -24,7 +24,9 @@ class Settings:
     size: int = 200
     path: str = "/"
     kind: str = "sse"
-    """`sse`, or `json`: short POSTs on keep-alive connections."""
+    """`sse`; `json`: short POSTs on keep-alive connections; `opening`: streams of one event."""
+    new_connections: bool = False
+    """`json`, `opening`: each request on a connection of its own."""
     certificate: str | None = None
     """For a TLS upstream: a PEM file with certificate and key."""
     limit_s: float = 60

@@ -79,6 +79,8 @@ class _Load:
                 self.json_body,
             )
         )
+        self.whole = {"json": self.json_answer, "opening": _SSE_HEAD + chunk + _END}
+        """Answers that leave at once, by kind."""
         headers = b"Host: 127.0.0.1:%d\r\n" % settings.proxy_port
         if settings.kind == "json":
             headers += b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(
@@ -158,7 +160,7 @@ class _Load:
     def _result(self, wall_s: float, cpu_s: float, own_s: float, rss_before_kb: int) -> Result:
         settings = self.settings
         events = self.finished * settings.events or self.sent
-        if settings.kind == "json":
+        if settings.kind in self.whole:
             events = self.requests
         latencies = sorted(self.latencies)
         return Result(
@@ -179,14 +181,17 @@ class _Load:
 
     # The clients
 
-    def _open(self, *, greedy: bool = False) -> None:
+    def _open(self, *, greedy: bool = False, left: int | None = None) -> None:
+        """Connect and send a request; `left`: on a new connection of a client that has had one."""
         self.greedy += greedy
-        self.opened += not greedy
+        self.opened += not greedy and left is None
         sock = socket.create_connection(("127.0.0.1", self.settings.proxy_port))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(False)
         self.opening += not greedy
-        peer = _Peer(sock, "client", left=self.settings.events, greedy=greedy)
+        peer = _Peer(
+            sock, "client", left=self.settings.events if left is None else left, greedy=greedy
+        )
         self.peers[sock.fileno()] = peer
         self.epoll.register(sock, select.EPOLLIN)
         sock.send(
@@ -212,7 +217,7 @@ class _Load:
             self.failed += 1
             self._close(peer)
             return
-        if self.settings.kind == "json":
+        if self.settings.kind in self.whole:
             self._answered(peer, data)
             return
         if self.settings.rate:
@@ -239,7 +244,10 @@ class _Load:
         peer.left -= 1
         now = time.perf_counter()
         self.latencies.append((now - peer.times.pop()) * 1e6)
-        if peer.left:
+        if peer.left and self.settings.new_connections:
+            self._close(peer)
+            self._open(left=peer.left)
+        elif peer.left:
             peer.sock.send(self.request)
             peer.times.append(now)
         else:
@@ -301,8 +309,8 @@ class _Load:
         ):
             return
         peer.tail = b""
-        if self.settings.kind == "json":
-            peer.out += self.json_answer
+        if self.settings.kind in self.whole:
+            peer.out += self.whole[self.settings.kind]
             self._flush(peer)
             return
         peer.greedy = b"\r\nx-greedy:" in head.lower()

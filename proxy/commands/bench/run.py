@@ -50,6 +50,7 @@ class Scenario:
     hold: bool = False
     beside: int = 0
     """Saturated streams besides the measured ones."""
+    new_connections: bool = False
     text: str = ""
 
 
@@ -108,6 +109,15 @@ SCENARIOS = (
     *_in_each_mode(
         Scenario("short", 20, 250, kind="json", text="JSON POSTs on 20 keep-alive connections")
     ),
+    Scenario("opening", 20, 250, kind="opening", text="streams of one event on 20 connections"),
+    Scenario(
+        "opening new",
+        20,
+        100,
+        kind="opening",
+        new_connections=True,
+        text="streams of one event, each on a new connection",
+    ),
 )
 
 USUAL = (
@@ -121,7 +131,7 @@ USUAL = (
         "saturated inspect",
         "saturated edit",
     ),
-    *("beside saturated", "2000 streams", "short"),
+    *("beside saturated", "2000 streams", "short", "opening", "opening new"),
 )
 """The default scenarios."""
 
@@ -204,6 +214,7 @@ def run_scenario(
         "certificate": certificate if scenario.tls else None,
         "hold": scenario.hold,
         "beside": scenario.beside,
+        "new_connections": scenario.new_connections,
     }
     command = pinned(
         LOAD_CORE, [sys.executable, "-m", "proxy.commands.bench.load", json.dumps(settings)]

@@ -49,6 +49,11 @@ class Server(Ending, Protocol):
     max_streams: int
     """How many streams of a connection may be open at one time."""
 
+    @property
+    def drains(self) -> bool:
+        """The server ends soon."""
+        ...
+
 
 class Http2Connection:
     """One connection. Its owner awaits `run` in the connection's task, once."""
@@ -248,6 +253,8 @@ class Http2Connection:
             client_connections.set_idle(self)
             if self._server.ends:
                 self._news.wake()
+            elif self._server.drains:
+                self.announce_end()
 
     def reset(self, stream: Http2Stream, code: int) -> None:
         """Send RST_STREAM, unless the stream is closed. Synchronous; raises nothing."""
@@ -292,17 +299,19 @@ class Http2Connection:
         self.lose()
 
     def announce_end(self) -> None:
-        """Ask the client to open no more streams. Those that it opens meanwhile are answered (RFC
-        9113, section 6.8).
+        """The server drains: ask the client of an idle connection to open no more streams. Those
+        that it opens meanwhile are answered (RFC 9113, section 6.8).
+
+        While a stream is open there is no GOAWAY: clients based on `h2`, such as httpx, give up all
+        of their streams at one.
         """
-        if not self._is_ending and not self.output.lost:
+        if not self.streams and not self._is_ending and not self.output.lost:
             self._is_ending = True
             self.output.add(frames.goaway(MAX_WINDOW, frames.NO_ERROR))
             self.output.flush()
 
     def end_if_idle(self) -> None:
         """The server ends: close the connection as soon as no request is served."""
-        self.announce_end()
         self._news.wake()
 
     def cut(self) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 import trio
 import trustme
-from hypercorn.config import Config
 from support.chunks import read_chunked, unchunked
 from support.relays import WAYS, NoPool, Recorder, edit, edited, open_rig, running_rig
 from trio.testing import wait_all_tasks_blocked
@@ -26,10 +25,11 @@ from trio.testing import wait_all_tasks_blocked
 from interceptors import Event, EventResult, EventTooLarge, HookError
 from interceptors.chain import Part
 from pools import BufferScope, Pools
-from proxy.downstream.asgi_writers import DirectWriter
-from proxy.downstream.hypercorn import ClientConnection
+from proxy.downstream.http1_stream import Http1Stream
+from proxy.downstream.transport import Transport
 from proxy.errors import ClientGone, ProtocolFailure, Truncated
 from proxy.http.body import Chunked, ContentLength, Framing, UntilClose
+from proxy.http.request import RequestHead
 from proxy.relay import Need, open_relay
 from proxy.upstream import UpstreamBody
 from proxy.upstream.origin import Origin
@@ -378,7 +378,7 @@ async def test_a_broken_body_fails_after_what_came_before(broken: str, way: str)
         assert read_chunked(client.wire + b"0\r\n\r\n") == client.received
 
 
-# The real direct writer
+# A real writer
 
 
 class CountingSocket:
@@ -400,12 +400,16 @@ class CountingSocket:
         return getattr(self._sock, name)
 
 
+class PatchableStream(Http1Stream):
+    """Without slots."""
+
+
 @asynccontextmanager
 async def open_far_end(
     narrow: bool,
-) -> AsyncIterator[tuple[DirectWriter, CountingSocket, bytearray]]:
-    """A direct writer on a socket, and what has come out of its other end, all of it when this is
-    left.
+) -> AsyncIterator[tuple[Http1Stream, CountingSocket, bytearray]]:
+    """The writer of a chunked response, and what has come out of the socket's other end after the
+    head, all of it when this is left.
     """
     near, far = socket.socketpair()
     if narrow:
@@ -419,13 +423,22 @@ async def open_far_end(
             async for piece in stream:
                 received.extend(piece)
 
-    app: Any = SimpleNamespace(config=Config())
-    connection = ClientConnection(app, None, None, None, near, False)  # type: ignore[arg-type]
-    connection.sock = counting = CountingSocket(near)  # type: ignore[assignment]
+    counting: Any = CountingSocket(near)
+    connection: Any = SimpleNamespace(
+        transport=Transport(counting, None),  # type: ignore[arg-type]
+        peer=None,
+        ends=False,
+    )
+    writer = PatchableStream(connection, RequestHead("GET", b"/", [], "1.1", 0, True, False))
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(receive)
-            yield DirectWriter(None, connection), counting, received  # type: ignore[arg-type]
+            assert writer.start(200, [])
+            while not received:
+                await trio.sleep(0.001)
+            received.clear()
+            counting.parts.clear()
+            yield writer, counting, received
             near.close()
 
 
@@ -458,7 +471,7 @@ async def test_thousands_of_parts_in_one_write_arrive_intact(narrow: bool) -> No
     [((4089,), (65536,)), ((1, 3, 4, 900, 5000, 40_000), (1, 700, 65536, 100_000))],
     ids=["4096 bytes with framing", "any"],
 )
-async def test_chunks_pass_through_the_direct_writer(sizes: Any, cuts: Any, narrow: bool) -> None:
+async def test_chunks_pass_through_the_writer(sizes: Any, cuts: Any, narrow: bool) -> None:
     """Also when the socket takes a message only in parts."""
     dice = random.Random(7)
     data = dice.randbytes(300_000)
