@@ -102,14 +102,15 @@ class Frame(NamedTuple):
 
 
 class FrameReader:
-    """Reads the frames of one connection, after its preface."""
+    """Reads the frames of one connection, from its preface on (RFC 9113, section 3.4)."""
 
-    __slots__ = ("_at", "_block", "_block_bytes", "_data", "_first", "_head")
+    __slots__ = ("_at", "_block", "_block_bytes", "_data", "_first", "_head", "_preface")
 
     def __init__(self) -> None:
         self._data = b""
         self._at = 0
-        self._first = True
+        self._preface = True  # expected
+        self._first = True  # and then SETTINGS
         self._head: Frame | None = None  # of an unfinished header block
         self._block: list[bytes] = []
         self._block_bytes = 0
@@ -122,6 +123,8 @@ class FrameReader:
     def next(self) -> Frame | None:
         """Return the next frame; None if more must arrive first. Raises `ConnectionBroken`."""
         data = self._data
+        if self._preface and not self._skip_preface(data):
+            return None
         while len(data) - self._at >= 9:
             word, flags, stream_id = _HEAD.unpack_from(data, self._at)
             size, kind, stream_id = word >> 8, word & 0xFF, stream_id & _ID_MASK
@@ -136,6 +139,15 @@ class FrameReader:
             if frame is not None:
                 return frame
         return None
+
+    def _skip_preface(self, data: bytes) -> bool:
+        """Returns whether all of it has arrived."""
+        size = len(PREFACE)
+        if data[:size] != PREFACE[: len(data)]:
+            raise ConnectionBroken(PROTOCOL_ERROR, "not the preface of HTTP/2")
+        self._preface = len(data) < size
+        self._at = 0 if self._preface else size
+        return not self._preface
 
     def _check_order(self, kind: int, flags: int, stream_id: int) -> None:
         if self._first and (kind != SETTINGS or flags & ACK):

@@ -74,7 +74,7 @@ def begin() -> Connection:
     """Stream 1 has a response that goes on."""
     connection = Connection()
     block = hpack.Encoder().encode([*LINE[:3], (":path", "/stream")])
-    given = frames.settings([(4, WINDOW)]) + frames.header_frames(1, block)
+    given = frames.PREFACE + frames.settings([(4, WINDOW)]) + frames.header_frames(1, block)
     (stream,) = connection.input.handle(given)
     assert stream.start(200, [])
     assert stream.write([b"data"])
@@ -146,6 +146,7 @@ def conversation() -> bytes:
     blocks = [encoder.encode([*LINE, ("x-y", "z" * size)]) for size in (3, 40_000)]
     return b"".join(
         [
+            frames.PREFACE,
             frames.settings([(3, 100), (4, 100_000), (5, 16384)]),
             frames.header_frames(1, blocks[0]),
             frame(0, 8, 1, b"\x03body\0\0\0"),

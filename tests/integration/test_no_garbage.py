@@ -16,6 +16,7 @@ import pytest
 import trio
 import trio.testing
 from support.client import Client
+from support.http2_client import open_http2
 from support.interceptors import config_with, interceptor, on_event, on_event_async, until
 from support.proxy import Proxy, open_proxy
 from support.upstream import Peer, open_upstream
@@ -206,3 +207,25 @@ async def test_an_exchange_leaves_nothing_to_the_garbage_collector(kind: str, ch
             for _ in range(TIMES):
                 await exchange(proxy)
             assert not garbage()
+
+
+async def test_an_http2_connection_leaves_nothing_to_the_garbage_collector() -> None:
+    """Nor its streams, however they end: whole, broken, refused, reset, and with the connection."""
+
+    async def exchanges(proxy: Proxy) -> None:
+        async with open_http2(proxy, None) as client:
+            for path in ("/", "/json", "/broken", "/a b"):
+                await client.get(path)
+            await client.send(await client.start("POST", "/json", end=False), bytes(300_000))
+            ids = [await client.start("GET", "/endless") for _ in range(2)]
+            await until(lambda: all(client.streams[item].body for item in ids))
+            await client.reset(ids[0])
+        await until(lambda: not proxy.worker.live)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+
+    async with open_upstream(script) as upstream, open_proxy(config_with(upstream.url)) as proxy:
+        await exchanges(proxy)
+        garbage()
+        for _ in range(TIMES):
+            await exchanges(proxy)
+        assert not garbage()

@@ -1,8 +1,8 @@
 """A client's HTTP/2 connection, from its preface to its end, and the tasks of its streams.
 
-The connection's task reads, and `Input` handles the frames; each request is a task in the
-connection's nursery; all of them send through `Output`. The hub watches the socket from its first
-byte to its last, so that a client that leaves ends its exchanges within the turn. Invariants:
+The hub watches the socket from its first byte to its last: what arrives is handled in its turn, and
+a client that leaves ends its exchanges within it. Each request is served by a task in the
+connection's nursery; the connection's own task only waits for the end. Invariants:
 
 - a stream counts against the announced limit until its exchange has ended and it is closed;
 - a connection without a stream is idle, whatever else arrives; one with a stream is not, however
@@ -38,6 +38,8 @@ __all__ = ["Http2Connection", "Serve"]
 _READ_BYTES = 65536
 _LINGER_S = 1.0
 _LINGER_BYTES = 64 * 1024 * 1024
+_MAX_WORKERS = 4
+"""Tasks that wait for the next request of a connection."""
 
 Serve = Callable[[Http2Stream], Awaitable[None]]
 """Serves one request."""
@@ -55,15 +57,39 @@ class Server(Ending, Protocol):
         ...
 
 
+class _Worker:
+    """A task between two requests."""
+
+    __slots__ = ("_stream", "_wait")
+
+    def __init__(self, hub: Hub) -> None:
+        self._wait = Wait(hub)
+        self._stream: Http2Stream | None = None
+
+    async def next(self) -> Http2Stream | None:
+        """Wait for a request; None when the connection is over."""
+        await self._wait.wait()
+        stream, self._stream = self._stream, None
+        return stream
+
+    def give(self, stream: Http2Stream | None) -> None:
+        self._stream = stream
+        self._wait.wake()
+
+
 class Http2Connection:
     """One connection. Its owner awaits `run` in the connection's task, once."""
 
     __slots__ = (
+        "_goodbye",
         "_idle_since",
         "_input",
         "_is_ending",
         "_news",
+        "_serve",
         "_server",
+        "_to_discard",
+        "_workers",
         "hub",
         "output",
         "peer",
@@ -81,6 +107,10 @@ class Http2Connection:
         self._input = Input(self, server.max_streams)
         self._server = server
         self._news = Wait(hub)
+        self._serve: Serve
+        self._workers: list[_Worker] = []  # those that wait
+        self._goodbye: tuple[int, str] | None = None  # why the connection is over
+        self._to_discard = _LINGER_BYTES
         self._is_ending = False  # the client knows that the server ends
         self._idle_since = trio.current_time()
 
@@ -97,6 +127,7 @@ class Http2Connection:
         finally:
             client_connections.leave(self)
             self._close(frames.NO_ERROR)
+            del self._input, self.output  # break the reference cycles
 
     def _watch(self) -> bool:
         """Let the hub watch the socket. False: it is closed, because there are too many."""
@@ -116,28 +147,52 @@ class Http2Connection:
         self.output.add(frames.settings(announced))
         self.output.add(frames.window_update(0, WINDOW - DEFAULT_WINDOW))
         self.output.flush()
-        code, reason = frames.NO_ERROR, ""
-        try:
-            data: bytes | None = await self._read_preface(early)
-            while data is not None:
-                for stream in self._input.handle(data):
-                    self._start(serve, stream)
-                self.output.flush()
-                data = await self._more()
-        except ConnectionBroken as broken:
-            code, reason = broken.code, str(broken)
+        self._serve = serve
+        self._take(early)
+        while self._goodbye is None and not self.output.lost and (left_s := self._patience_s()) > 0:
+            await self._news.wait(left_s)
+        self._goodbye = self._goodbye or (frames.NO_ERROR, "")
         if not self.output.lost:
-            await self._linger(code, reason)
+            await self._linger(*self._goodbye)
 
     # The socket's events
 
     def on_ready(self, events: int, now: float) -> None:
-        """Let the connection's task receive, or note that the client has left."""
+        """Handle what has arrived, or note that the client has left."""
         if events & BROKEN:
             self.output.timed_out |= self.transport.take_error() == errno.ETIMEDOUT
             self.lose()
+            return
+        try:
+            data = self.transport.receive(_READ_BYTES)
+        except OSError as error:
+            self.output.timed_out |= error.errno == errno.ETIMEDOUT
+            data = b""
+        if data:
+            self._take(data)
+        elif data is not None:
+            self.lose()
+
+    def _take(self, data: bytes) -> None:
+        """Handle what has arrived. Raises nothing."""
+        if self._goodbye is not None:
+            self._to_discard -= len(data)
+            if self._to_discard < 0:
+                self.lose()
+            return
+        try:
+            requests = self._input.handle(data)
+        except ConnectionBroken as broken:
+            self._goodbye = broken.code, str(broken)
+        except Exception as error:  # it must not end the hub
+            structlog.get_logger("proxy").error("internal_error", exc_info=error)
+            self._goodbye = frames.INTERNAL_ERROR, ""
         else:
-            self._news.wake()
+            self.output.flush()
+            for stream in requests:
+                self._start(stream)
+            return
+        self._news.wake()
 
     def lose(self) -> None:
         """The connection is over: for the streams, the client has left."""
@@ -146,44 +201,12 @@ class Http2Connection:
             self.hub.forget(self.transport.fileno())
             self._news.wake()
         self._leave_streams()
+        while self._workers:
+            self._workers.pop().give(None)
 
     def _leave_streams(self) -> None:
         for stream in tuple(self.streams.values()):
             stream.leave()
-
-    # What the connection's task awaits
-
-    async def _read_preface(self, data: bytes) -> bytes | None:
-        """What follows the preface (RFC 9113, section 3.4); None if the connection is over. Raises
-        `ConnectionBroken`.
-        """
-        while len(data) < len(frames.PREFACE) and frames.PREFACE.startswith(data):
-            more = await self._more()
-            if more is None:
-                return None
-            data += more
-        if not data.startswith(frames.PREFACE):
-            raise ConnectionBroken(frames.PROTOCOL_ERROR, "not the preface of HTTP/2")
-        return data[len(frames.PREFACE) :]
-
-    async def _more(self) -> bytes | None:
-        """What has arrived; None when the connection is over: the client has left, or it is idle."""
-        while not self.output.lost and (left_s := self._patience_s()) > 0:
-            if await self._news.wait(left_s) and not self.output.lost:
-                data = self._receive()
-                if data == b"":
-                    self.lose()
-                elif data is not None:
-                    return data
-        return None
-
-    def _receive(self) -> bytes | None:
-        """As `Transport.receive`; a broken connection has ended."""
-        try:
-            return self.transport.receive(_READ_BYTES)
-        except OSError as error:
-            self.output.timed_out |= error.errno == errno.ETIMEDOUT
-            return b""
 
     def _patience_s(self) -> float:
         """How long the connection's task may wait before it looks again; 0: it is idle too long."""
@@ -199,14 +222,9 @@ class Http2Connection:
         """
         self._leave_streams()
         self._close(code, reason, stays=True)
-        left: int = _LINGER_BYTES
         with trio.move_on_after(_LINGER_S):
-            while left > 0 and not self.output.lost:
+            while not self.output.lost:
                 await self._news.wait()
-                data = self._receive()
-                if data == b"":
-                    return
-                left -= len(data or b"")
 
     # Streams
 
@@ -219,13 +237,29 @@ class Http2Connection:
         self.streams[stream_id] = stream = Http2Stream(self, stream_id, head, window, ended=ended)
         return stream
 
-    def _start(self, serve: Serve, stream: Http2Stream) -> None:
-        assert self.output.nursery is not None
-        self.output.nursery.start_soon(self._serve_one, serve, stream)
+    def _start(self, stream: Http2Stream) -> None:
+        """Let a task that waits serve the request, or else a new one: a task that waits in the hub
+        continues at once, and a new one only after a pass through Trio's loop.
+        """
+        if self._workers:
+            self._workers.pop().give(stream)
+        else:
+            assert self.output.nursery is not None
+            self.output.nursery.start_soon(self._work, stream)
 
-    async def _serve_one(self, serve: Serve, stream: Http2Stream) -> None:
+    async def _work(self, stream: Http2Stream | None) -> None:
+        """Serve this request, and then others while there are few such tasks."""
+        worker = _Worker(self.hub)
+        while stream is not None:
+            await self._serve_one(stream)
+            stream = None
+            if not self.output.lost and len(self._workers) < _MAX_WORKERS:
+                self._workers.append(worker)
+                stream = await worker.next()
+
+    async def _serve_one(self, stream: Http2Stream) -> None:
         try:
-            await serve(stream)
+            await self._serve(stream)
         except Exception as error:  # a fault of one stream
             structlog.get_logger("proxy").error("internal_error", exc_info=error)
         finally:
