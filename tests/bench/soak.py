@@ -1,11 +1,10 @@
 """A soak: `weirpool serve` under a load that misbehaves, and what has grown or got lost when it is
 over.
 
-    pip install -e '.[test]' && python tests/bench/soak.py --minutes 30       # two minutes:
-    --minutes 2
+    pip install -e '.[test]' && python tests/bench/soak.py --minutes 30 [--tls]
 
 The proxy runs in its own process, at about 60 % of a core: the load paces itself by the CPU
-time that the proxy takes. Both ends are this process. Some clients stay, on a route that passes
+time that the proxy takes. Both ends are this process. Clients use HTTP/1.1 and HTTP/2. Some stay, on a route that passes
 events and on one that edits them, quickly or slowly; others leave at random, reset or stop reading;
 upstreams reset their streams. Printed is a summary as JSON. The exit status is 1 when a client that
 stayed missed an event or saw one twice, when a broken stream looked whole, when a lease, a stream,
@@ -23,6 +22,7 @@ import os
 import random
 import re
 import socket
+import ssl
 import statistics
 import struct
 import subprocess
@@ -30,14 +30,19 @@ import sys
 import tempfile
 import time
 import urllib.request
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import h2.connection
+import h2.events
 import trio
+import trustme
 
 from proxy.commands.bench.run import free_port
 from proxy.http.body import Chunked
@@ -98,6 +103,9 @@ class Soak:
     interval_s: float = 0.05
     """Between two batches of one stream; the controller moves it."""
     over: bool = False
+    tls: ssl.SSLContext | None = None
+    """Of the clients; None: in the clear."""
+    pages_tls: ssl.SSLContext | None = None
     counts: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
 
@@ -157,20 +165,62 @@ async def serve_upstream(soak: Soak, stream: trio.SocketStream) -> None:
 
 
 class Reader:
-    """One response, read strictly: the numbers of its events must be 0, 1, 2 and so on."""
+    """The events of one response, read strictly: their numbers must be 0, 1, 2 and so on."""
 
     def __init__(self, soak: Soak, route: str) -> None:
         self._soak = soak
         self._route = route
-        self._framing: Chunked | None = None
-        self._head = b""
         self._rest = b""
         self.seen = 0
         self.edited = 0
+
+    def take(self, body: bytes) -> None:
+        events, _, self._rest = (self._rest + body).rpartition(b"\n\n")
+        for number in NUMBER.findall(events):
+            if int(number) != self.seen:
+                self._soak.violated(
+                    f"{self._route}: event {int(number)} where {self.seen} was to come"
+                )
+                self.seen = int(number)
+            self.seen += 1
+        self.edited += events.count(LAST_EDIT)
+
+
+class Client(ABC):
+    """One request on a connection of its own."""
+
+    def __init__(self, stream: trio.abc.Stream, reader: Reader) -> None:
+        self.stream = stream
+        self.reader = reader
         self.complete = False
         self.failed = False
 
-    def take(self, data: bytes) -> None:
+    async def read(self, most: int = 65536) -> bool:
+        """Read once. Returns whether more may come. Raises `BrokenResourceError`."""
+        data = await self.stream.receive_some(most)
+        if data:
+            await self.take(bytes(data))
+        return bool(data) and not self.complete and not self.failed
+
+    @abstractmethod
+    async def start(self, target: bytes) -> None: ...
+
+    @abstractmethod
+    async def take(self, data: bytes) -> None: ...
+
+    @property
+    def socket(self) -> trio.SocketStream:
+        return getattr(self.stream, "transport_stream", self.stream)  # type: ignore[no-any-return]
+
+
+class Http1(Client):
+    _framing: Chunked | None = None
+    _head = b""
+
+    async def start(self, target: bytes) -> None:
+        await self.stream.send_all(b"GET %s HTTP/1.1\r\nHost: soak\r\n\r\n" % target)
+
+    async def take(self, data: bytes) -> None:
         if self._framing is None:
             self._head += data
             head, found, data = self._head.partition(b"\r\n\r\n")
@@ -185,85 +235,109 @@ class Reader:
         buffer = bytearray(data)
         first, last = self._framing.frame(buffer, 0, len(buffer))
         self.complete = self._framing.complete
-        events, _, self._rest = (self._rest + bytes(buffer[first:last])).rpartition(b"\n\n")
-        for number in NUMBER.findall(events):
-            if int(number) != self.seen:
-                self._soak.violated(
-                    f"{self._route}: event {int(number)} where {self.seen} was to come"
-                )
-                self.seen = int(number)
-            self.seen += 1
-        self.edited += events.count(LAST_EDIT)
+        self.reader.take(bytes(buffer[first:last]))
 
 
-async def request(
-    port: int, soak: Soak, route: str, events: int, reset: int = 0
-) -> tuple[trio.SocketStream, Reader]:
-    stream = await trio.open_tcp_stream("127.0.0.1", port)
-    await stream.send_all(
-        b"GET %s?events=%d&reset=%d HTTP/1.1\r\nHost: soak\r\n\r\n"
-        % (route.encode(), events, reset)
-    )
-    return stream, Reader(soak, route)
+class Http2(Client):
+    """With a window of 64 kB, on which other streams open and are reset."""
+
+    async def start(self, target: bytes) -> None:
+        self._h2 = h2.connection.H2Connection()
+        self._h2.initiate_connection()
+        self._ask(1, target)
+        for number in range(random.randrange(3)):
+            self._ask(3 + 2 * number, target)
+            self._h2.reset_stream(3 + 2 * number)
+        await self.stream.send_all(self._h2.data_to_send())
+
+    def _ask(self, number: int, target: bytes) -> None:
+        head = [(b":method", b"GET"), (b":path", target), (b":scheme", b"http")]
+        self._h2.send_headers(number, [*head, (b":authority", b"soak")], end_stream=True)
+
+    async def take(self, data: bytes) -> None:
+        for event in self._h2.receive_data(data):
+            if getattr(event, "stream_id", 1) != 1:
+                continue
+            if isinstance(event, h2.events.ResponseReceived):
+                self.failed = dict(event.headers)[b":status"] != b"200"
+            elif isinstance(event, h2.events.DataReceived):
+                self.reader.take(event.data)
+                self._h2.acknowledge_received_data(event.flow_controlled_length, 1)
+            elif isinstance(event, h2.events.StreamEnded):
+                self.complete = True
+            elif isinstance(event, h2.events.StreamReset | h2.events.ConnectionTerminated):
+                raise trio.BrokenResourceError
+        if sent := self._h2.data_to_send():
+            await self.stream.send_all(sent)
+
+
+async def request(port: int, soak: Soak, route: str, events: int, reset: int = 0) -> Client:
+    """Over HTTP/1.1 or HTTP/2, in the clear or with TLS, as the soak is."""
+    kind = random.choice((Http1, Http1, Http2))
+    stream: trio.abc.Stream = await trio.open_tcp_stream("127.0.0.1", port)
+    if soak.tls is not None:
+        soak.tls.set_alpn_protocols(["h2" if kind is Http2 else "http/1.1"])
+        stream = trio.SSLStream(
+            stream, soak.tls, server_hostname="localhost", https_compatible=True
+        )
+    client = kind(stream, Reader(soak, route))
+    soak.counts[kind.__name__] += 1
+    await client.start(b"%s?events=%d&reset=%d" % (route.encode(), events, reset))
+    return client
 
 
 async def stays(port: int, soak: Soak, route: str, pause_s: float = 0.0) -> None:
     """Reads a stream to its end; with `pause_s`, slowly."""
     events = random.randrange(100, 1500)
-    stream, reader = await request(port, soak, route, events)
+    client = await request(port, soak, route, events)
     try:
-        while (
-            not reader.complete
-            and not reader.failed
-            and (data := await stream.receive_some(4096 if pause_s else 65536))
-        ):
-            reader.take(data)
+        while await client.read(4096 if pause_s else 65536):
             if pause_s:
                 await trio.sleep(random.uniform(0, pause_s))
     except trio.BrokenResourceError:
         pass
-    if not reader.complete or reader.seen != events:
+    reader = client.reader
+    if not client.complete or reader.seen != events:
         soak.violated(
-            f"{route}: a client that stayed got {reader.seen} of {events} events, complete: {reader.complete}"
+            f"{route}: a {type(client).__name__} client that stayed got {reader.seen} of {events} events,"
+            f" complete: {client.complete}"
         )
     if route == "/edit" and reader.edited != events:
         soak.violated(f"{route}: {reader.edited} of {events} events were edited")
-    await trio.aclose_forcefully(stream)
+    await trio.aclose_forcefully(client.stream)
 
 
 async def sees_a_reset(port: int, soak: Soak, route: str) -> None:
     """Its upstream breaks: what came before arrives, and the end is visibly none."""
     events = random.randrange(200, 1000)
     reset = random.randrange(10, events - 20)
-    stream, reader = await request(port, soak, route, events, reset)
-    try:
-        while not reader.complete and not reader.failed and (data := await stream.receive_some()):
-            reader.take(data)
-    except trio.BrokenResourceError:
-        pass
-    if reader.complete:
-        soak.violated(f"{route}: a stream that broke looked whole")
-    await trio.aclose_forcefully(stream)
+    client = await request(port, soak, route, events, reset)
+    with suppress(trio.BrokenResourceError):
+        while await client.read():
+            pass
+    if client.complete:
+        soak.violated(f"{route}: a {type(client).__name__} stream that broke looked whole")
+    await trio.aclose_forcefully(client.stream)
 
 
 async def leaves(port: int, soak: Soak, route: str) -> None:
     """Closes its connection at some moment, or resets it; before the head as well as in the middle."""
-    stream, reader = await request(port, soak, route, 2000)
+    client = await request(port, soak, route, 2000)
     with trio.move_on_after(random.choice([0, 0.001, 0.01, 0.5, 3]) * random.random()):
-        while data := await stream.receive_some():
-            reader.take(data)
+        while await client.read():
+            pass
     if random.random() < 0.5:
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    await trio.aclose_forcefully(stream)
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await trio.aclose_forcefully(client.stream)
     await trio.sleep(0.05 * random.random())
 
 
 async def stalls(port: int, soak: Soak, route: str) -> None:
     """Asks for much and reads nothing for longer than it may."""
-    stream, _ = await request(port, soak, route, 100_000)
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client = await request(port, soak, route, 100_000)
+    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     await trio.sleep(3 * SEND_S * random.random())
-    await trio.aclose_forcefully(stream)
+    await trio.aclose_forcefully(client.stream)
 
 
 CLIENTS: list[tuple[str, int, Callable[..., Awaitable[None]], dict[str, Any]]] = [
@@ -309,8 +383,8 @@ def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def page(port: int, path: str) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
+def page(url: str, tls: ssl.SSLContext | None) -> str:
+    with urllib.request.urlopen(url, timeout=10, context=tls) as response:
         return str(response.read().decode())
 
 
@@ -320,8 +394,11 @@ async def settled(port: int, pid: int, most_descriptors: int, soak: Soak) -> dic
     """
     found: dict[str, Any] = {}
     for _ in range(100):
-        status = json.loads(await trio.to_thread.run_sync(page, port, "/status"))
-        metrics = await trio.to_thread.run_sync(page, port, "/metrics")
+        url, tls = f"http://127.0.0.1:{port}", None
+        if soak.tls is not None:
+            url, tls = f"https://localhost:{port}", soak.pages_tls
+        status = json.loads(await trio.to_thread.run_sync(page, url + "/status", tls))
+        metrics = await trio.to_thread.run_sync(page, url + "/metrics", tls)
         in_use = {
             name: float(value)
             for name, value in re.findall(r'buffer_pool_in_use\{pool="(\w+)"\} (\S+)', metrics)
@@ -376,9 +453,12 @@ async def control(
 
 
 async def soak_for(
-    seconds: float, port: int, upstream: trio.SocketListener, process: subprocess.Popen[bytes]
-) -> Soak:
-    soak = Soak()
+    soak: Soak,
+    seconds: float,
+    port: int,
+    upstream: trio.SocketListener,
+    process: subprocess.Popen[bytes],
+) -> None:
     samples: list[tuple[float, float, int, int]] = []
     async with trio.open_nursery() as servers:
         servers.start_soon(
@@ -428,11 +508,21 @@ async def soak_for(
         "violations": soak.violations,
     }
     print(json.dumps(summary, indent=2))
-    return soak
 
 
-async def run(minutes: float) -> int:
-    port = free_port()
+def with_tls(soak: Soak, directory: Path) -> list[str]:
+    """Let the clients use TLS; the options of the proxy for it."""
+    authority = trustme.CA()
+    files = directory / "cert.pem"
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(files))
+    soak.tls, soak.pages_tls = ssl.create_default_context(), ssl.create_default_context()
+    for context in (soak.tls, soak.pages_tls):
+        authority.configure_trust(context)
+    return ["--certfile", str(files), "--keyfile", str(files)]
+
+
+async def run(minutes: float, tls: bool) -> int:
+    port, soak = free_port(), Soak()
     with tempfile.TemporaryDirectory() as directory:
         (upstream,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         config = Path(directory) / "weirpool.yaml"
@@ -458,10 +548,11 @@ async def run(minutes: float) -> int:
             str(config),
             "--bind",
             f"127.0.0.1:{port}",
+            *(with_tls(soak, Path(directory)) if tls else ()),
         ]
         with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as process:
             try:
-                soak = await soak_for(minutes * 60, port, upstream, process)
+                await soak_for(soak, minutes * 60, port, upstream, process)
                 if process.poll() is not None:
                     soak.violated(f"the proxy has ended, with {process.returncode}")
             finally:
@@ -476,10 +567,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--tls", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     random.seed(arguments.seed)
-    return trio.run(run, arguments.minutes)
+    return trio.run(run, arguments.minutes, arguments.tls)
 
 
 if __name__ == "__main__":
