@@ -51,6 +51,7 @@ class AsgiStream:
     calls_back = False
     timed_out = False
     waits_for_continue = False  # the server sends the 100
+    scope: trio.CancelScope | None = None
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive = receive

@@ -74,6 +74,7 @@ class Http1Connection:
         "hub",
         "peer",
         "reader",
+        "scope",
         "timed_out",
         "transport",
     )
@@ -84,6 +85,8 @@ class Http1Connection:
         self.hub = hub
         self.peer = peer
         self.reader = RequestReader()
+        self.scope = trio.CancelScope()
+        """In which requests are served. An exchange that ends early cancels it."""
         self.half_closed = False
         """The client has closed its side, and all that it sent has been received."""
         self.timed_out = False
@@ -103,7 +106,11 @@ class Http1Connection:
         client_connections.enter(self)
         try:
             if self._watch():
-                await self._serve_requests(serve)
+                with self.scope:
+                    await self._serve_requests(serve)
+                if self.scope.cancelled_caught and self._stream is not None:
+                    await self._server.count_request()
+                    await self._conclude(self._stream)
         except Http2Assumed:
             self.hub.forget(self.transport.fileno())
             client_connections.leave(self)

@@ -37,6 +37,9 @@ class Connection(Protocol):
     """What has arrived and is not taken."""
     timed_out: bool
 
+    scope: trio.CancelScope
+    """In which requests are served."""
+
     @property
     def ends(self) -> bool:
         """The server ends: this response is the last."""
@@ -78,6 +81,7 @@ class Http1Stream:
         "on_gone",
         "peer",
         "scheme",
+        "scope",
         "started",
     )
 
@@ -91,6 +95,7 @@ class Http1Stream:
         self.head = head
         self.peer = connection.peer
         self.scheme = "https" if connection.transport.secure else "http"
+        self.scope: trio.CancelScope | None = connection.scope
         self.on_gone: Callable[[], None] | None = None
         self.complete = head.length == 0
         self._gone = False

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Protocol
 
+import trio
+
 from interceptors.chain import Part
 
 from ..http.headers import HeaderList
@@ -32,6 +34,10 @@ class ClientStream(Protocol):
     """The peer's address, as the server spells it; None if it is not known."""
     scheme: str
     """`http` or `https`."""
+    scope: trio.CancelScope | None
+    """The scope in which the request is served, if its cancellation ends this request only, and the
+    connection after it. None: the exchange opens one.
+    """
     on_gone: Callable[[], None] | None
     """Called once, synchronously, when the client leaves, if `calls_back`."""
 

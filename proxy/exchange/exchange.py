@@ -92,8 +92,12 @@ class Exchange:
                         and not route.chain.owners
                     ):
                         # Nothing needs a second task, and a nursery costs as much as the head.
-                        with trio.CancelScope() as self._cancel:
+                        self._cancel = stream.scope
+                        if self._cancel is not None and route.timeouts.total == math.inf:
                             await self._serve(route, buffers, self._cancel, None)
+                        else:
+                            with trio.CancelScope() as self._cancel:
+                                await self._serve(route, buffers, self._cancel, None)
                     else:
                         async with trio.open_nursery() as nursery:
                             self._cancel = nursery.cancel_scope

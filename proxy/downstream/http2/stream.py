@@ -124,6 +124,7 @@ class Http2Stream:
     holds_response = False  # only the stream ends (RFC 9113, section 8.1)
     cancellable = True
     calls_back = True
+    scope: trio.CancelScope | None = None
 
     def __init__(
         self, connection: Connection, stream_id: int, head: RequestHead, window: int, *, ended: bool
