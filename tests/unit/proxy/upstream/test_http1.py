@@ -270,6 +270,26 @@ async def test_a_server_that_reads_nothing_times_the_write_out(web: Web, where: 
     assert web.state.lent == 0
 
 
+async def test_a_body_can_be_read_again_only_if_nothing_of_it_was_taken(web: Web) -> None:
+    """`Sent.HEAD`. A generator is closed with its attempt."""
+
+    async def reset(peer: Peer) -> None:
+        await peer.raw_head()
+        peer.reset()
+
+    async def generator() -> AsyncIterator[bytes]:
+        await trio.sleep_forever()
+        yield b""
+
+    server = await web.serve(reset)
+    to_body, body = trio.open_memory_channel[bytes](9)
+    for source, sent in ((body, Sent.HEAD), (body, Sent.BODY), (generator(), Sent.BODY)):
+        with pytest.raises(ReadFailed) as caught:
+            await web.ask(server, **upload(source), nursery=web.nursery)
+        assert caught.value.sent is sent
+        to_body.send_nowait(b"")
+
+
 async def test_a_response_counts_although_the_upload_broke(web: Web) -> None:
     """A server may refuse a body and stop reading."""
 
