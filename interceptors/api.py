@@ -336,7 +336,8 @@ class Interceptor:
         """Return Prometheus collectors for the proxy's `/metrics`. Called once, at start.
 
         Create them without a registry: `prometheus_client.Counter(..., registry=None)`. The proxy
-        adds the label `interceptor`, so one class can serve under several names.
+        adds the label `interceptor`, so one class can serve under several names. With several
+        workers, values are added; `collect` is called about ten times a second and must be cheap.
         """
         return ()
 

@@ -1,9 +1,8 @@
 """`python -m proxy.healthcheck`: is the `weirpool serve` on this machine ready? For containers.
 
-Takes the options of `serve` and requests `/readyz` on `admin.port` (one port for each worker) or on
-the main port, with `admin.prefix`. It reads only the `admin` section, which a reload does not
-change: a mistake elsewhere must not make a running process unhealthy. It imports no server module,
-to start fast.
+Takes the options of `serve` and requests `/readyz` on `admin.port` or on the main port, with
+`admin.prefix`. It reads only the `admin` section, which a reload does not change: a mistake
+elsewhere must not make a running process unhealthy. It imports no server module, to start fast.
 
 Exit status: 0 ready, 1 not ready or not reachable, 2 wrong usage.
 """
@@ -29,7 +28,7 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Request the page of each worker. Returns the exit status."""
+    """Request the page. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m proxy.healthcheck", description="Whether a weirpool is ready."
     )
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--bind", metavar="HOST:PORT", default="127.0.0.1:8000", help="as of serve; of several, one"
     )
-    parser.add_argument("--workers", metavar="N", type=int, default=1, help="as of serve")
+    parser.add_argument("--workers", metavar="N", type=int, default=1, help="as of serve; not used")
     parser.add_argument("--tls", action="store_true", help="serve has --certfile")
     arguments = parser.parse_args(argv)
     try:
@@ -45,23 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         host, colon, port = arguments.bind.rpartition(":")
         if not colon or not port.isdigit():
             raise ValueError(f"--bind: {arguments.bind!r} is not HOST:PORT")
-        targets = [(host, int(port))]
         tls = arguments.tls
         if admin.get("port") not in (None, "null"):
-            host, tls = str(admin.get("host", "127.0.0.1")), False
-            targets = [(host, int(admin["port"]) + index) for index in range(arguments.workers)]
+            host, port, tls = str(admin.get("host", "127.0.0.1")), str(int(admin["port"])), False
     except (OSError, ValueError, yaml.YAMLError) as error:
         sys.stderr.write(f"healthcheck: {error}\n")
         return 2
     path = f"{admin.get('prefix', '')}/readyz"
-    problems = [
-        problem
-        for host, port in targets
-        if (problem := _ask(host.strip("[]"), port, path, tls=tls))
-    ]
-    for problem in problems:
+    problem = _ask(host.strip("[]"), int(port), path, tls=tls)
+    if problem:
         sys.stderr.write(f"healthcheck: {problem}\n")
-    return 1 if problems else 0
+    return 1 if problem else 0
 
 
 def _read_admin(file: str | None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from ..server.reload import check_reload
 from ..server.serve import START_FAILED, Serving, hold_reloads, run_server
 from ..server.supervisor import run_workers
 from ..worker.logs import configure_logging
-from ..worker.siblings import open_mailboxes
+from ..worker.siblings import open_group
 from ..worker.stderr import release_stderr, take_over_stderr
 from .new_interceptor import new_interceptor
 from .new_key import new_key
@@ -167,16 +167,17 @@ def _serve(arguments: argparse.Namespace) -> int:
     if arguments.certfile is not None:
         tls = Tls(arguments.certfile, arguments.keyfile)
         tls.check()
+    group = open_group(arguments.workers) if arguments.workers > 1 else None
     serving = Serving(
         sockets=bind_sockets(
             arguments.bind or ["127.0.0.1:8000"], config.reverse_proxy.timeouts.send
         ),
-        admin_sockets=bind_admin(config.admin, arguments.workers),
+        admin_socket=bind_admin(config.admin),
         tls=tls,
         file=arguments.config,
-        mailboxes=open_mailboxes(arguments.workers) if arguments.workers > 1 else (),
+        group=group,
     )
-    if arguments.workers == 1:
+    if group is None:
         return run_server(config, serving)
 
     def reload() -> bool:
@@ -186,7 +187,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         return new is not None
 
     return run_workers(
-        arguments.workers, lambda index, fd: run_server(config, serving, index, fd), reload
+        lambda index, fd: run_server(config, serving, index, fd), reload, group.memories
     )
 
 

@@ -324,8 +324,8 @@ class Admin(_Settings, frozen=True):
     ] = ""
     """The path before the pages."""
     port: Annotated[int, Meta(ge=1, le=65535)] | None = None
-    """A separate port for the pages. Worker 1 uses the next port, and so on. null: the pages are on
-    the proxy's port and shadow an upstream's.
+    """A separate port for the pages, of all workers. null: the pages are on the proxy's port and
+    shadow an upstream's.
     """
     host: Annotated[
         str,

@@ -2,30 +2,28 @@
 
 A page has exactly one path, byte for byte; any other spelling is an ordinary path. With
 `admin.port` only that port serves the pages, and the main port forwards their paths. The port stays
-open until the worker ends, so that a drain can be observed. Worker 0 has the configured port,
-worker 1 the next, and so on.
+open until the worker ends, so that a drain can be observed. All workers listen on it, and each
+answers for all: see `pages.py`.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import trio
 from hypercorn.trio import serve as hypercorn_serve
-from quart import Response
+from quart import Response, request
 from quart_trio import QuartTrio
 
 from ..config import Admin
 from ..downstream import Scope, raw_target
-from ..errors import ConfigError, RequestRefused
+from ..errors import RequestRefused
 from ..http import Host, HostList, read_target, request_host
 from ..http.headers import refuse_two_lengths
-from ..worker.live import describe_live
-from ..worker.worker import Worker
 from .listen import bind_socket, hypercorn_config
+from .pages import Pages
 
 __all__ = ["PAGES", "Page", "add_pages", "bind_admin", "own_page", "page_paths", "serve_admin"]
 
@@ -37,17 +35,12 @@ _SEND_S = 10.0
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 
-def bind_admin(admin: Admin, workers: int) -> list[socket.socket]:
-    """Open a listening socket for each worker; none without `admin.port`. Raises `ConfigError`."""
+def bind_admin(admin: Admin) -> socket.socket | None:
+    """Open the listening socket of the pages; None without `admin.port`. Raises `ConfigError`."""
     if admin.port is None:
-        return []
-    if admin.port + workers - 1 > 65535:
-        raise ConfigError(f"admin.port: {workers} workers need as many ports, from {admin.port} on")
+        return None
     host = f"[{admin.host}]" if ":" in admin.host else admin.host
-    return [
-        bind_socket(f"{host}:{admin.port + index}", _SEND_S, "admin.port")
-        for index in range(workers)
-    ]
+    return bind_socket(f"{host}:{admin.port}", _SEND_S, "admin.port")
 
 
 def page_paths(admin: Admin) -> frozenset[bytes]:
@@ -153,76 +146,24 @@ async def _no_lifespan(receive: Any, send: Any) -> None:
         await send({"type": f"lifespan.{step}.complete"})
 
 
-def add_pages(app: QuartTrio, worker: Worker, prefix: str) -> None:
+def add_pages(app: QuartTrio, pages: Pages, prefix: str) -> None:
     """Add the pages to the Quart app."""
 
     @app.get(f"{prefix}/healthz")
     async def healthz() -> Response:
-        return Response("ok\n", content_type=_TEXT)
+        return Response(pages.health(), content_type=_TEXT)
 
     @app.get(f"{prefix}/readyz")
     async def readyz() -> Response:
-        if worker.ready:
+        if pages.ready():
             return Response("ready\n", content_type=_TEXT)
         return Response("not ready\n", status=503, content_type=_TEXT)
 
     @app.get(f"{prefix}/metrics")
     async def metrics() -> Response:
-        return Response(
-            worker.metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8"
-        )
+        text = await pages.metrics(by_worker=request.args.get("by") == "worker")
+        return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get(f"{prefix}/status")
     async def status() -> dict[str, Any]:
-        return _status(worker)
-
-
-def _status(worker: Worker) -> dict[str, Any]:
-    """The JSON of `/status`, of one worker.
-
-    - `pid`, `draining`, `streams` (open exchanges), `generations` (configurations in use)
-    - `exchanges`: `total`, and in `oldest` at most 1,000 of them, oldest first: `route`, `client`
-      (an address, or null), `phase` (`proxy.exchange.context.Phase`), `age` in seconds, body
-      `bytes` handed to the client, and `events` that interceptors saw (null without any)
-    - `pools`: `pool`, `in_use`, `current_size`, `reuse_rate`
-    - `upstreams` by name: `endpoints` with `endpoint`, `state`, `outstanding`, and `connections`
-      with `origin`, `lent`, `idle`, `waiting`
-    """
-    return {
-        "pid": os.getpid(),
-        "draining": worker.draining,
-        "streams": len(worker.live),
-        "generations": len(worker.generations),
-        "exchanges": describe_live(worker.live),
-        "pools": [
-            {
-                "pool": item.pool,
-                "in_use": item.in_use,
-                "current_size": item.current_size,
-                "reuse_rate": item.reuse_rate,
-            }
-            for item in worker.pools.statistics()
-        ],
-        "upstreams": {
-            name: {
-                "endpoints": [
-                    {
-                        "endpoint": item.endpoint,
-                        "state": item.state,
-                        "outstanding": item.outstanding,
-                    }
-                    for item in transport.endpoint_states()
-                ],
-                "connections": [
-                    {
-                        "origin": item.origin,
-                        "lent": item.lent,
-                        "idle": item.idle,
-                        "waiting": item.waiting,
-                    }
-                    for item in transport.statistics()
-                ],
-            }
-            for name, transport in worker.routes.transports.items()
-        },
-    }
+        return await pages.status()

@@ -36,10 +36,12 @@ from ..exchange.exchange import Exchange
 from ..hub import Hub
 from ..worker.generations import LEAVE_S
 from ..worker.logs import configure_logging, flush_log
+from ..worker.siblings import Group
 from ..worker.stderr import take_over_stderr
 from ..worker.worker import Worker
 from .admin import add_pages, bind_admin, own_page, page_paths, serve_admin
 from .listen import name_of
+from .pages import Pages
 
 __all__ = ["Weirpool", "create_app"]
 
@@ -98,9 +100,11 @@ class Weirpool(QuartTrio):
 _CALL = Weirpool.__call__
 
 
-def create_app(config: Config | None = None) -> Weirpool:
-    """Make the app from `config`, or from the file named by `WEIRPOOL_CONFIG`. Raises
-    `ConfigError`.
+def create_app(
+    config: Config | None = None, group: Group | None = None, index: int = 0
+) -> Weirpool:
+    """Make the app from `config`, or from the file named by `WEIRPOOL_CONFIG`. `group`, `index`:
+    see `Worker`. Raises `ConfigError`.
 
     Configures logging for the process. Without `config` the process belongs to a server, and its
     standard error is taken over. Blocks on the configuration and on imports.
@@ -119,14 +123,14 @@ def create_app(config: Config | None = None) -> Weirpool:
         share_log()
         log_warnings(warnings)
     contain_connections()
-    worker = Worker(config)
+    worker = Worker(config, group, index)
     app = Weirpool("proxy", static_folder=None)
     app.worker = worker
     app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = (
         LEAVE_S + 2
     )  # Quart-Trio then cancels the lifespan's tasks
     app.pages = page_paths(config.admin) if config.admin.port is None else frozenset()
-    add_pages(app, worker, config.admin.prefix)
+    add_pages(app, Pages(worker), config.admin.prefix)
 
     @app.while_serving
     async def lifespan() -> Any:
@@ -142,6 +146,7 @@ def create_app(config: Config | None = None) -> Weirpool:
         yield
         worker.ready = False
         await worker.generations.aclose()
+        worker.metrics.publish()
         for scope in scopes:
             scope.cancel()
         report(worker.pools)
@@ -165,12 +170,12 @@ async def _start(app: Weirpool, config: Config) -> list[trio.CancelScope]:
         worker.hub = Hub(worker.pools)
         runs.append(partial(_run_hub, worker, worker.hub))
     if worker.siblings is not None:
-        runs.append(worker.siblings.run)
-    if config.admin.port is not None:
-        if app.admin_socket is None:  # under a server other than `weirpool serve`
-            (app.admin_socket,) = bind_admin(config.admin, 1)
-        worker.start_details["admin"] = name_of(app.admin_socket)
-        runs.append(partial(serve_admin, app.serve_page, app.admin_socket, config.admin))
+        runs += [worker.siblings.run, worker.keep_counters]
+    # Under a server other than `weirpool serve` the app opens it.
+    admin_socket = app.admin_socket or bind_admin(config.admin)
+    if admin_socket is not None:
+        worker.start_details["admin"] = name_of(admin_socket)
+        runs.append(partial(serve_admin, app.serve_page, admin_socket, config.admin))
     return [await app.nursery.start(_owned, run) for run in runs]
 
 

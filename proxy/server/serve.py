@@ -33,7 +33,7 @@ from ..downstream import (
 )
 from ..http.headers import Via, new_pseudonym
 from ..worker.logs import flush_log
-from ..worker.siblings import Mailbox, Siblings
+from ..worker.siblings import Group
 from ..worker.worker import Worker
 from .app import Weirpool, create_app
 from .listen import Tls, bind_sockets, hypercorn_config, name_of
@@ -68,13 +68,13 @@ class Serving:
 
     sockets: Sequence[socket.socket]
     """The sockets of the main port."""
-    admin_sockets: Sequence[socket.socket] = ()
-    """One for each worker, with `admin.port`."""
+    admin_socket: socket.socket | None = None
+    """The socket of the admin pages, with `admin.port`."""
     tls: Tls | None = None
     file: str | None = None
     """The configuration file, which SIGHUP reads again."""
-    mailboxes: Sequence[Mailbox] = ()
-    """One for each worker, if there are several."""
+    group: Group | None = None
+    """The workers, if there are several."""
     pseudonym: str = field(default_factory=new_pseudonym)
     """The name of all workers in `Via`."""
 
@@ -93,16 +93,10 @@ def run_server(
         "tls": serving.tls is not None,
         "max_streams_by_open_files": _raise_file_limit(),
     }
-    app = create_app(config)
+    app = create_app(config, serving.group, index)
     app.worker.start_details = details
     app.worker.via = Via(serving.pseudonym)
-    for number, sock in enumerate(serving.admin_sockets):
-        if number == index:
-            app.admin_socket = sock
-        else:
-            sock.close()  # another worker's
-    if serving.mailboxes:
-        app.worker.join(Siblings(serving.mailboxes, index, app.worker.generations.sessions.mcp))
+    app.admin_socket = serving.admin_socket
     status = 0
     _calm_collector()
     try:

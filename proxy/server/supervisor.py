@@ -12,11 +12,12 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import structlog
 
+from ..worker.counters import CounterMemory
 from ..worker.logs import flush_log
 from .serve import START_FAILED
 
@@ -27,22 +28,32 @@ _ENDING = (signal.SIGTERM, signal.SIGINT)
 _HANDLED = (*_ENDING, signal.SIGHUP, signal.SIGCHLD)
 
 
-def run_workers(count: int, run: Callable[[int, int], int], reload: Callable[[], bool]) -> int:
-    """Keep `count` workers running until SIGTERM or SIGINT. `run(index, fd)` serves in the child
-    and returns its exit status.
+def run_workers(
+    run: Callable[[int, int], int],
+    reload: Callable[[], bool],
+    memories: Sequence[CounterMemory],
+) -> int:
+    """Keep a worker for each of `memories` running until SIGTERM or SIGINT. `run(index, fd)` serves
+    in the child and returns its exit status.
 
     On SIGHUP, `reload()` decides whether workers reload too; later workers start with its result.
     Returns 0 if every worker ended well after the signal. A dead worker is replaced, at most once a
     second for each index. If one of the first workers cannot start to serve (`START_FAILED`), all
     end, and that status is returned.
     """
-    return _Supervisor(run, reload).run(count)
+    return _Supervisor(run, reload, memories).run()
 
 
 class _Supervisor:
-    def __init__(self, run: Callable[[int, int], int], reload: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        run: Callable[[int, int], int],
+        reload: Callable[[], bool],
+        memories: Sequence[CounterMemory],
+    ) -> None:
         self._run = run
         self._reload = reload
+        self._memories = memories
         self._log = structlog.get_logger("proxy")
         self._workers: dict[int, tuple[int, float]] = {}  # process id -> index, start time
         self._due: dict[int, float] = {}  # index -> time of its replacement
@@ -52,7 +63,7 @@ class _Supervisor:
         self._read_end, self._write_end = os.pipe()
         self._signals, self._signalled = os.pipe()
 
-    def run(self, count: int) -> int:
+    def run(self) -> int:
         os.set_blocking(self._signalled, False)
         signal.set_wakeup_fd(self._signalled)
         for number in _HANDLED:
@@ -60,7 +71,7 @@ class _Supervisor:
                 number, _do_nothing
             )  # handlers only wake the loop, which then acts between two steps
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
-        for index in range(count):
+        for index in range(len(self._memories)):
             self._start(index)
         while self._workers or (self._due and not self._stopping):
             self._wait()
@@ -77,8 +88,7 @@ class _Supervisor:
             return
         for number in os.read(self._signals, 512):
             if number in _ENDING:
-                self._stopping = True
-                self._pass_on(number)
+                self._stop(number)
             elif number == signal.SIGHUP and not self._stopping and self._reload():
                 self._pass_on(number)
         self._reap()
@@ -93,6 +103,7 @@ class _Supervisor:
                 self._ended(index, pid, os.waitstatus_to_exitcode(status), started_at)
 
     def _ended(self, index: int, pid: int, code: int, started_at: float) -> None:
+        self._memories[index].end()
         if self._stopping:
             if (
                 -code not in _ENDING
@@ -100,9 +111,8 @@ class _Supervisor:
                 self._worst = self._worst or abs(code)
             return
         if code == START_FAILED and index not in self._replaced:
-            self._stopping = True
             self._worst = code
-            self._pass_on(signal.SIGTERM)
+            self._stop(signal.SIGTERM)
             return
         self._log.error("worker_died", pid=pid, exit_status=code)
         self._replaced.add(index)
@@ -144,6 +154,12 @@ class _Supervisor:
             with suppress(OSError):
                 sys.stdout.flush()
             os._exit(status)
+
+    def _stop(self, number: int) -> None:
+        self._stopping = True
+        for memory in self._memories:
+            memory.stop()  # first: a probe must not find the group ready when one worker drains
+        self._pass_on(number)
 
     def _pass_on(self, number: int) -> None:
         for pid in self._workers:

@@ -26,6 +26,7 @@ from pools import Pools
 from ..downstream import WRITERS, client_connections
 from ..upstream import Balancer
 from .counters import FIRST_FREE, CounterMemory
+from .families import Family, as_metrics, counters_of, families_of, labelled, merge
 from .logs import dropped_lines
 from .tally import ACTIONS, BUCKETS, DIRECTIONS, REFUSALS, RouteTally
 
@@ -125,12 +126,14 @@ class InterceptorCollector(Collector):
         yield unread
 
 
-def collected(collectors: Collectors) -> Iterator[tuple[Owner, Metric]]:
+def collected(collectors: Collectors) -> Iterator[tuple[Owner, Family]]:
     """Yield the metrics of interceptors. A failing collector is logged and skipped."""
     for owner, collector in collectors:
+        # prometheus-client's own word for how a gauge of several processes becomes one
+        mode = str(getattr(collector, "_multiprocess_mode", ""))
         try:
-            for metric in collector.collect():
-                yield owner, metric
+            for family in families_of(collector.collect(), mode.removeprefix("live")):
+                yield owner, family
         except Exception as error:
             owner.failed("collectors", error)
 
@@ -144,40 +147,24 @@ class AuthorsCollector(Collector):
 
     def __init__(self, collectors: Callable[[], Collectors]) -> None:
         self._collectors = collectors
-        self._gone: dict[str, Metric] = {}
+        self._gone: list[Family] = []
 
     def keep(self, collectors: Collectors) -> None:
-        self._gone = self._merge(collectors, counters_only=True)
+        self._gone = merge([counters_of(_of_authors(collectors)), self._gone])
+
+    def families(self) -> list[Family]:
+        return merge([_of_authors(self._collectors()), self._gone])
 
     def collect(self) -> Iterable[Metric]:
-        return self._merge(self._collectors()).values()
+        return as_metrics(self.families())
 
-    def _merge(self, collectors: Collectors, *, counters_only: bool = False) -> dict[str, Metric]:
-        families: dict[str, Metric] = {}
-        samples: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
 
-        def add(metric: Metric, labels: dict[str, str]) -> None:
-            family = families.setdefault(
-                metric.name, Metric(metric.name, metric.documentation, metric.type, metric.unit)
-            )
-            for sample in metric.samples:
-                named = {**labels, **sample.labels}
-                at = samples.setdefault(
-                    (sample.name, tuple(sorted(named.items()))), len(family.samples)
-                )
-                if at < len(family.samples):
-                    family.samples[at] = family.samples[at]._replace(
-                        value=family.samples[at].value + sample.value
-                    )
-                else:
-                    family.samples.append(sample._replace(labels=named))
-
-        for metric in self._gone.values():
-            add(metric, {})
-        for owner, metric in collected(collectors):
-            if not counters_only or metric.type in ("counter", "histogram", "summary"):
-                add(metric, {"interceptor": owner.name})
-        return families
+def _of_authors(collectors: Collectors) -> list[Family]:
+    return [
+        family
+        for owner, found in collected(collectors)
+        for family in labelled([found], "interceptor", owner.name)
+    ]
 
 
 class EndpointCollector(Collector):

@@ -15,21 +15,20 @@ from __future__ import annotations
 import mmap
 import time
 from array import array
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Mapping, MutableSequence
 from enum import IntEnum
 
-__all__ = ["HEADER_CELLS", "Cells", "CounterMemory", "State"]
+__all__ = ["FIRST_FREE", "HEADER_CELLS", "Cells", "CounterMemory", "State"]
 
 Cells = MutableSequence[float]
 
-HEADER_CELLS = 32
-"""Cells before the blocks: some are used here, the rest, from `FIRST_FREE` on, by their owners."""
 FIRST_FREE = 8
+"""The first cell of the header that is not used here."""
+HEADER_CELLS = 32
 
 _MOST_ROUTES = 2048
 _NAMES_BYTES = 1 << 18
-_PUBLISHED_BYTES = 1 << 22
-_ROUTES, _NAMED, _TURN, _SIZE, _STATE, _SEEN_AT, _ADMITTED = 0, 1, 2, 3, 5, 6, 7  # header cells
+_ROUTES, _STOPPING, _TURN, _SIZE, _STATE, _SEEN_AT, _ADMITTED = 0, 1, 2, 3, 5, 6, 7  # header
 
 
 class State(IntEnum):
@@ -45,7 +44,7 @@ class State(IntEnum):
 class CounterMemory:
     """The counters of one worker and its predecessors. Pages that are never used cost no memory."""
 
-    def __init__(self, block: int, most_published: int = _PUBLISHED_BYTES) -> None:
+    def __init__(self, block: int, most_published: int) -> None:
         """`block`: cells of a route. `most_published`: bytes that `publish` accepts."""
         self._block = block
         self._most_published = most_published
@@ -57,35 +56,30 @@ class CounterMemory:
             self._map[start : start + most_published] for start in (names, names + most_published)
         ]
         self.cells: Cells = self._map[:cells].cast("d")  # type: ignore[assignment]  # indexed only
+        self._routes: dict[str, int] = {}  # read from the names, as far as `_names_end`
+        self._names_end = 0
 
     def block_of(self, route: str) -> tuple[Cells, int]:
         """The cells of a route, and where its block starts; a new block is all 0.
 
         When the memory is full, the block is the process's own and ends with it.
         """
-        for number, name in enumerate(self.routes()):
-            if name == route:
-                return self.cells, self._start(number)
-        data, cells = route.encode(), self.cells
-        number, end = int(cells[_ROUTES]), int(cells[_NAMED])
-        if number == _MOST_ROUTES or end + 4 + len(data) > _NAMES_BYTES:
-            return array("d", bytes(8 * self._block)), 0
-        self._names[end : end + 4] = len(data).to_bytes(4, "big")
-        self._names[end + 4 : end + 4 + len(data)] = data
-        cells[_NAMED] = end + 4 + len(data)
-        cells[_ROUTES] = number + 1  # last: the name is complete now
-        return cells, self._start(number)
+        if route not in self.routes():
+            data, number, end = route.encode(), len(self._routes), self._names_end
+            if number == _MOST_ROUTES or end + 4 + len(data) > _NAMES_BYTES:
+                return array("d", bytes(8 * self._block)), 0
+            self._names[end : end + 4] = len(data).to_bytes(4, "big")
+            self._names[end + 4 : end + 4 + len(data)] = data
+            self.cells[_ROUTES] = number + 1  # last: the name is complete now
+        return self.cells, HEADER_CELLS + self.routes()[route] * self._block
 
-    def routes(self) -> Iterator[str]:
-        """The names of the routes in the memory, in the order of their blocks."""
-        at = 0
-        for _ in range(int(self.cells[_ROUTES])):
-            size = int.from_bytes(self._names[at : at + 4], "big")
-            yield bytes(self._names[at + 4 : at + 4 + size]).decode()
-            at += 4 + size
-
-    def _start(self, number: int) -> int:
-        return HEADER_CELLS + number * self._block
+    def routes(self) -> Mapping[str, int]:
+        """The names of the routes in the memory, with the numbers of their blocks."""
+        while len(self._routes) < self.cells[_ROUTES]:
+            start = self._names_end + 4
+            self._names_end = start + int.from_bytes(self._names[start - 4 : start], "big")
+            self._routes[str(self._names[start : self._names_end], "utf-8")] = len(self._routes)
+        return self._routes
 
     def publish(self, data: bytes) -> bool:
         """Replace the published bytes. Returns False, and changes nothing, if they are too many."""
@@ -129,7 +123,16 @@ class CounterMemory:
     def admitted(self, count: int) -> None:
         self.cells[_ADMITTED] = count
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the supervisor ends all workers."""
+        return bool(self.cells[_STOPPING])
+
+    def stop(self) -> None:
+        """Record that all workers end. For the supervisor."""
+        self.cells[_STOPPING] = 1.0
+
     def end(self) -> None:
-        """Record that the process has ended. For the supervisor, too."""
+        """Record that the process has ended. For the supervisor."""
         self.state = State.GONE
         self.admitted = 0

@@ -12,7 +12,7 @@ from interceptors.chain import EventCounts
 
 __all__ = ["LiveExchange", "describe_live"]
 
-_MOST_LISTED = 1000
+MOST_LISTED = 1000
 
 
 class LiveExchange(Protocol):
@@ -53,5 +53,5 @@ class LiveExchange(Protocol):
 
 def describe_live(exchanges: Collection[LiveExchange]) -> dict[str, Any]:
     """The exchanges in `/status`: how many there are, and the oldest 1,000, oldest first."""
-    oldest = sorted(exchanges, key=lambda item: item.started_at)[:_MOST_LISTED]
+    oldest = sorted(exchanges, key=lambda item: item.started_at)[:MOST_LISTED]
     return {"total": len(exchanges), "oldest": [item.describe() for item in oldest]}

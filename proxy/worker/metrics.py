@@ -6,10 +6,11 @@ in plain integers by its owner and read when Prometheus asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
 
 from pools import Pools
 
@@ -28,6 +29,7 @@ from .collectors import (
     collected,
 )
 from .counters import CounterMemory
+from .families import Family, counters_of, decode, encode, families_of, merge
 from .tally import RouteTally, new_memory
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "InterceptorTotals",
     "Metrics",
     "RouteTally",
+    "families_in",
 ]
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client has no types here
@@ -60,26 +63,33 @@ class Metrics:
         self.registry = CollectorRegistry(auto_describe=False)
         self.routes: dict[str, RouteTally] = {}
         self.writers = WriterCounts(self.memory)
-        self.registry.register(self.writers)
-        self.registry.register(PoolCollector(pools))
-        self.registry.register(RouteCollector(self.routes))
-        self.registry.register(InterceptorCollector(interceptor_totals))
-        self.registry.register(EndpointCollector(upstreams))
-        self.registry.register(ProcessCollector())
-        self.add_routes(routes)
+        self._in_memory: list[Collector] = [self.writers, RouteCollector(self.routes)]
+        self._read: list[Collector] = [
+            PoolCollector(pools),
+            InterceptorCollector(interceptor_totals),
+            EndpointCollector(upstreams),
+            ProcessCollector(),
+        ]
+        self._authors = AuthorsCollector(collectors)
+        for collector in (*self._in_memory, *self._read):
+            self.registry.register(collector)
+        self.add_routes([*self.memory.routes(), *routes])
         self._own_names = {metric.name for metric in self.registry.collect()}
         self.check(collectors())
-        self._authors = AuthorsCollector(collectors)
         self.registry.register(self._authors)
+        self._before = _published(self.memory)
+        """Counters of the worker's predecessors, except those in cells."""
+        for tally in self.routes.values():
+            tally.count_lost()
 
     def check(self, collectors: Collectors) -> None:
         """Check the names of interceptors' metrics. Raises `ConfigError` for a name that the proxy
         uses.
         """
-        for owner, metric in collected(collectors):
-            if metric.name in self._own_names:
+        for owner, family in collected(collectors):
+            if family.name in self._own_names:
                 raise ConfigError(
-                    f"interceptors: the metric {metric.name!r} of {owner.name!r} has the name"
+                    f"interceptors: the metric {family.name!r} of {owner.name!r} has the name"
                     " of one of the proxy's"
                 )
 
@@ -95,5 +105,49 @@ class Metrics:
             self.routes[route] = RouteTally(self.memory, route)
 
     def render(self) -> bytes:
-        """Return the Prometheus text format."""
+        """Return the Prometheus text format, for a worker that is alone."""
         return generate_latest(self.registry)
+
+    def families(self) -> list[Family]:
+        """Return all metrics, with the counters of the worker's predecessors, and publish them: a
+        counter that a scrape has shown must not decrease when the worker is killed.
+        """
+        read = merge([*self._read_families(), self._before])
+        self._publish(read)
+        return merge([_collect(self._in_memory), read])
+
+    def publish(self) -> None:
+        """Keep the counters that are not in cells for the worker's successor: those of
+        interceptors only as long as all of them are at most 4 MiB.
+        """
+        self._publish(merge([*self._read_families(), self._before]))
+
+    def _publish(self, read: list[Family]) -> None:
+        counters = counters_of(read)
+        if not self.memory.publish(encode(counters)):
+            own = [family for family in counters if family.name in self._own_names]
+            self.memory.publish(encode(own))
+
+    def _read_families(self) -> tuple[list[Family], list[Family]]:
+        """The proxy's families that are read from their owners, and the interceptors'."""
+        return _collect(self._read), self._authors.families()
+
+
+def families_in(memory: CounterMemory) -> list[Family]:
+    """Return the counters of a worker that cannot be asked."""
+    routes = {route: RouteTally(memory, route) for route in memory.routes()}
+    return merge(
+        [
+            counters_of(_collect([WriterCounts(memory), RouteCollector(routes)])),
+            _published(memory),
+        ]
+    )
+
+
+def _collect(collectors: Iterable[Collector]) -> list[Family]:
+    return families_of(metric for collector in collectors for metric in collector.collect())
+
+
+def _published(memory: CounterMemory) -> list[Family]:
+    data = memory.published()
+    return decode(data) if data else []

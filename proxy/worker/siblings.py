@@ -1,16 +1,18 @@
 """The other workers of `weirpool serve --workers N`: asking them to put messages on the stream of a
-session that this worker does not have.
+session that this worker does not have, and for their parts of the admin pages.
 
 Each worker has a mailbox, a pair of Unix datagram sockets that the supervisor makes before the
 workers start and keeps, so that a replacement takes over its predecessor's mailbox. A question goes
 to all other workers; each answers whether it has the session, and the one that has it puts the
-messages on the stream. The sockets have no name: only these processes can write to them.
+messages on the stream. A question for a page carries one end of a new socket, for the answer. The
+sockets have no name: only these processes can write to them.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from secrets import randbits
 from typing import Any
@@ -21,12 +23,17 @@ import trio
 from interceptors.dialects.mcp_sessions import McpSessions
 from pools import decode_json, encode_json
 
-__all__ = ["Mailbox", "Siblings", "open_mailboxes"]
+from .counters import CounterMemory
+from .tally import new_memory
+
+__all__ = ["PART_S", "Group", "Mailbox", "Siblings", "open_group", "open_mailboxes"]
 
 _ANSWER_S = 1.0
 """Deadline of an answer in seconds. A worker that misses it is busy or being replaced, and counts
 as not having the session.
 """
+PART_S = 2.0
+"""Deadline of a part of a page in seconds, for the worker that asks and for the one that answers."""
 _MOST_QUESTIONS = 64
 """Open questions of a worker. Clients decide how many there are: further ones are answered with no.
 """
@@ -36,6 +43,19 @@ _BUFFER_BYTES = 1 << 20
 
 Mailbox = tuple[socket.socket, socket.socket]
 """The worker reads from one socket; the others write to the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What the supervisor makes for its workers before they start; one of each for a worker."""
+
+    mailboxes: Sequence[Mailbox]
+    memories: Sequence[CounterMemory]
+
+
+def open_group(count: int) -> Group:
+    """Make what `count` workers share."""
+    return Group(open_mailboxes(count), [new_memory() for _ in range(count)])
 
 
 def open_mailboxes(count: int) -> list[Mailbox]:
@@ -79,6 +99,8 @@ class Siblings:
         self._asked = randbits(
             48
         )  # an answer to this worker's predecessor must not look like an answer to it
+        self.part_of: Callable[[str], bytes] = lambda page: b""
+        """Returns this worker's part of a page, without blocking."""
 
     async def ask(self, upstream: str, uri: bytes, messages: list[str]) -> bool:
         """Ask the worker that has this session's stream to put messages on it. Returns whether one
@@ -107,6 +129,27 @@ class Siblings:
             del self._questions[number]
         return question.had
 
+    async def parts(self, page: str, others: Iterable[int]) -> dict[int, bytes]:
+        """Ask other workers for their parts of a page. Returns those that came within `PART_S`;
+        one can be cut, if its worker has ended.
+        """
+        parts: dict[int, bytes] = {}
+        with trio.move_on_after(PART_S):
+            async with trio.open_nursery() as nursery:
+                for other in others:
+                    nursery.start_soon(self._fetch, other, page, parts)
+        return parts
+
+    async def _fetch(self, other: int, page: str, parts: dict[int, bytes]) -> None:
+        with suppress(OSError):  # no descriptor, or the worker has ended
+            own, its = socket.socketpair()
+            async with trio.SocketStream(trio.socket.from_stdlib_socket(own)) as stream:
+                with its:
+                    sent = await self._send(other, {"from": self._index, "page": page}, its)
+                if sent:
+                    with suppress(trio.BrokenResourceError):
+                        parts[other] = b"".join([chunk async for chunk in stream])
+
     async def _put(self, other: int, letter: dict[str, Any], question: _Question) -> None:
         if not await self._send(other, letter):
             question.answer(had=False)
@@ -117,15 +160,22 @@ class Siblings:
             while True:
                 await trio.lowlevel.wait_readable(self._own)
                 try:
-                    self._read(decode_json(self._own.recv(_MAX_BYTES)), nursery)
+                    data, files, _, _ = socket.recv_fds(self._own, _MAX_BYTES, 1)
+                    answering = [socket.socket(fileno=file) for file in files]
+                    self._read(decode_json(data), answering, nursery)
                 except BlockingIOError:
                     continue
                 except Exception:
                     structlog.get_logger("proxy").error("internal_error", exc_info=True)
 
-    def _read(self, letter: dict[str, Any], nursery: trio.Nursery) -> None:
-        question = self._questions.get(letter["question"])
-        if "upstream" in letter:
+    def _read(
+        self, letter: dict[str, Any], answering: list[socket.socket], nursery: trio.Nursery
+    ) -> None:
+        question = self._questions.get(letter.get("question", 0))
+        if "page" in letter:
+            for sock in answering:  # none if this process had no descriptor left
+                nursery.start_soon(self._answer, sock, letter["page"])
+        elif "upstream" in letter:
             upstream, uri = letter["upstream"], letter["uri"].encode("latin-1")
             live = self._sessions.live.get((upstream, uri))
             has = live is not None and live.has_room(letter["messages"])
@@ -137,19 +187,36 @@ class Siblings:
         elif question is not None:
             question.answer(had=letter["had"])
 
+    async def _answer(self, sock: socket.socket, page: str) -> None:
+        """Send this worker's part of a page."""
+        sock.setblocking(False)
+        with suppress(trio.BrokenResourceError), trio.move_on_after(PART_S):
+            async with trio.SocketStream(trio.socket.from_stdlib_socket(sock)) as stream:
+                try:
+                    data = self.part_of(page)
+                except Exception:
+                    structlog.get_logger("proxy").error("internal_error", exc_info=True)
+                else:
+                    await stream.send_all(data)
+
     async def _deliver(self, upstream: str, uri: bytes, messages: list[str]) -> None:
         try:
             await self._sessions.deliver(upstream, uri, messages)
         except Exception:
             structlog.get_logger("proxy").error("internal_error", exc_info=True)
 
-    async def _send(self, other: int, letter: dict[str, Any]) -> bool:
-        """Send a datagram. Returns False if it is too large, or if the mailbox stays full."""
+    async def _send(
+        self, other: int, letter: dict[str, Any], answer: socket.socket | None = None
+    ) -> bool:
+        """Send a datagram, with a socket for the answer. Returns False if it is too large, or if the
+        mailbox stays full.
+        """
         data = encode_json(letter)
+        files = [] if answer is None else [answer.fileno()]
         with trio.move_on_after(_ANSWER_S):
             while len(data) <= _MAX_BYTES:
                 try:
-                    self._others[other].send(data)
+                    socket.send_fds(self._others[other], [data], files)
                 except BlockingIOError:
                     await trio.sleep(
                         _FULL_S

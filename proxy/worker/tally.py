@@ -41,9 +41,9 @@ _FIRST_MOVED = _BUCKETS + len(BUCKETS) + 1
 _BLOCK = _FIRST_MOVED + len(_MOVED)
 
 
-def new_memory() -> CounterMemory:
-    """Make the memory for one worker's counters."""
-    return CounterMemory(_BLOCK)
+def new_memory(most_published: int = 1 << 22) -> CounterMemory:
+    """Make the memory for one worker's counters. `most_published`: bytes that it can publish."""
+    return CounterMemory(_BLOCK, most_published)
 
 
 class RouteTally:

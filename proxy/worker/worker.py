@@ -4,6 +4,7 @@ draining state.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,14 +19,18 @@ from ..errors import ConfigError
 from ..http.headers import Via, client_of, network_of, new_pseudonym
 from ..hub import Hub
 from .collecting import BodyBudget
+from .counters import State
 from .generations import Generations
 from .live import LiveExchange
 from .metrics import Metrics
 from .routes import Route, RouteTable
-from .siblings import Siblings
+from .siblings import Group, Siblings
+from .tally import new_memory
 
 __all__ = ["NO_ROUTE", "Worker"]
 
+_PUBLISH_S = 0.1
+_REST = 50
 NO_ROUTE = ""
 """The route label of requests that match no route."""
 
@@ -35,7 +40,12 @@ class Worker:
     a file cannot be loaded.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, group: Group | None = None, index: int = 0) -> None:
+        """`group`: all workers, of which this one is number `index`, from 0."""
+        self.index = index
+        self.memories = [new_memory()] if group is None else group.memories
+        """For the counters of all workers."""
+        self.memory = self.memories[index]
         sizes = config.reverse_proxy.buffer_pools
         self.pools = Pools(
             sse_event=(sizes.sse_event.size, sizes.sse_event.max_pooled),
@@ -51,6 +61,7 @@ class Worker:
             interceptor_totals=self.generations.interceptor_totals,
             collectors=self.generations.collectors,
             upstreams=lambda: self.routes.transports,
+            memory=self.memory,
         )
         self.generations.on_retire = self.metrics.keep
         self.via = Via(new_pseudonym())
@@ -62,7 +73,11 @@ class Worker:
         itself.
         """
         self.siblings: Siblings | None = None
-        """The other workers; None if there are none."""
+        """The other workers, which may have sessions that this one does not know."""
+        if group is not None:
+            sessions = self.generations.sessions.mcp
+            self.siblings = Siblings(group.mailboxes, index, sessions)
+            sessions.ask_others = self.siblings.ask
         self.start_details: dict[str, object] = {}
         """Further fields of the `started` line."""
         self.live: set[LiveExchange] = set()
@@ -70,7 +85,6 @@ class Worker:
         self.client_streams: dict[tuple[str, str], int] = {}
         """Streams of each limited client, by `client_place`."""
         self.bodies = BodyBudget()
-        self.ready = False
         self.begun = False
         """Whether the worker has been ready: from then on it drains before it ends."""
         self.draining = False
@@ -86,10 +100,14 @@ class Worker:
         """The routes of new exchanges."""
         return self.generations.current.routes
 
-    def join(self, siblings: Siblings) -> None:
-        """Connect to the other workers, which may have sessions that this one does not know."""
-        self.siblings = siblings
-        self.generations.sessions.mcp.ask_others = siblings.ask
+    @property
+    def ready(self) -> bool:
+        """Whether the worker accepts exchanges. All workers can see it."""
+        return self.memory.state is State.READY
+
+    @ready.setter
+    def ready(self, ready: bool) -> None:
+        self.memory.state = State.READY if ready else State.DRAINING
 
     async def reload(self, config: Config) -> None:
         """Apply `config` to new exchanges. Raises `ConfigError`, and then nothing has changed."""
@@ -155,6 +173,17 @@ class Worker:
         if place is None or most is None:
             return False
         return self.client_streams.get(place, 0) >= most
+
+    async def keep_counters(self) -> None:
+        """Publish the counters that are not in memory, and that the event loop runs, until
+        cancelled.
+        """
+        while True:
+            self.memory.seen()
+            began = time.perf_counter()
+            self.metrics.publish()
+            # Each exchange changes counters, and thousands of series take milliseconds.
+            await trio.sleep(max(_PUBLISH_S, _REST * (time.perf_counter() - began)))
 
     def start_draining(self) -> None:
         """Accept no new exchanges."""

@@ -1,12 +1,8 @@
-"""The app's own pages on their own port: what each port shows, until when, and with several
-workers.
-"""
+"""The app's own pages on their own port: what each port shows, and until when."""
 
 from __future__ import annotations
 
 import gc
-import os
-import re
 import signal
 import socket
 from pathlib import Path
@@ -15,24 +11,11 @@ import pytest
 import trio
 from support.client import fetch, open_client
 from support.interceptors import until
-from support.process import port_in, port_of, running, serve
+from support.process import free_port, port_in, port_of, running, serve
 from support.proxy import Proxy, config_for, open_proxy
 from support.upstream import Peer, open_upstream, stream_of
 
 LOCAL = [("Host", "127.0.0.1")]
-
-
-def free_ports(count: int) -> int:
-    """The first of `count` consecutive free ports."""
-    for first in range(20000 + os.getpid() % 5000, 32000):
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as sock:
-                    sock.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
-    raise AssertionError("no free ports")
 
 
 def write(directory: Path, url: str, rest: str) -> str:
@@ -49,7 +32,7 @@ async def page_of(port: int, path: str) -> str:
 
 async def test_the_pages_are_on_their_port_and_nowhere_else(tmp_path: Path) -> None:
     """On the main port their paths go to the upstream."""
-    admin = free_ports(1)
+    admin = free_port()
     async with open_upstream(stream_of(b"data: upstream's\n\n")) as upstream:
         file = write(tmp_path, upstream.url, f"admin: {{port: {admin}}}")
         async with running(serve("--config", file)) as process:
@@ -67,7 +50,7 @@ async def test_the_pages_are_on_their_port_and_nowhere_else(tmp_path: Path) -> N
 
 async def test_the_pages_can_be_seen_until_the_drain_is_over(tmp_path: Path) -> None:
     """When the main port is closed already."""
-    admin = free_ports(1)
+    admin = free_port()
     go_on = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -94,44 +77,17 @@ async def test_the_pages_can_be_seen_until_the_drain_is_over(tmp_path: Path) -> 
             await client.aclose()
 
 
-async def test_each_worker_has_its_own_port(tmp_path: Path) -> None:
-    """The configured port is the first worker's."""
-    first = free_ports(2)
-    async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
-        file = write(tmp_path, upstream.url, f"admin: {{port: {first}, prefix: /-}}")
-        async with running(serve("--config", file, "--workers", "2")) as process:
-            started = await process.event("started", 2)
-            pids = {str(line["admin"]): line["pid"] for line in started}
-            assert set(pids) == {f"127.0.0.1:{first}", f"127.0.0.1:{first + 1}"}
-            for _ in range(10):
-                await fetch(port_in(started[0]))
-            counted = 0.0
-            for port in (first, first + 1):
-                assert f'"pid":{pids[f"127.0.0.1:{port}"]}' in await page_of(port, "/-/status")
-                name = r'weirpool_exchanges_total{outcome="completed",route="/"}'
-                (count,) = re.findall(f"{name} (.*)", await page_of(port, "/-/metrics"))
-                counted += float(count)
-            assert counted == 10
-            os.kill(int(str(pids[f"127.0.0.1:{first}"])), signal.SIGKILL)
-            third = (await process.event("started", 3))[2]
-            assert third["admin"] == f"127.0.0.1:{first}"
-            assert f'"pid":{third["pid"]}' in await page_of(first, "/-/status")
-            await process.stop()
-
-
 async def test_a_taken_port_is_reported_at_once(tmp_path: Path) -> None:
     """A `start_failed` line with the setting's path."""
-    admin = free_ports(2)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", admin + 1))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        admin = taken.getsockname()[1]
         file = write(tmp_path, "http://127.0.0.1:9", f"admin: {{port: {admin}}}")
         command = serve("--config", file, "--workers", "2")
         async with running(command) as process:
             assert await process.exit_status() == 3
             (line,) = await process.event("start_failed")
             assert line["errors"] == [
-                f"admin.port: cannot listen on 127.0.0.1:{admin + 1}: Address already in use"
+                f"admin.port: cannot listen on 127.0.0.1:{admin}: Address already in use"
             ]
 
 
