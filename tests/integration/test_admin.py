@@ -92,9 +92,7 @@ async def test_a_taken_port_is_reported_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.leaks
-async def test_a_lost_lease_is_reported_with_its_place(
-    log: list[dict[str, object]],
-) -> None:
+async def test_a_lost_lease_is_reported_with_its_place(log: list[dict[str, object]]) -> None:
     """`leak_detection: paranoid`: an error line names where the lease was taken, and the metric
     counts it.
     """

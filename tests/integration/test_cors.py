@@ -323,9 +323,7 @@ async def test_what_no_browser_sends_as_a_preflight_needs_the_key(route: str) ->
             upstream.requests.clear()
 
 
-async def test_an_http2_body_makes_it_no_preflight(
-    certificates: Certificates,
-) -> None:
+async def test_an_http2_body_makes_it_no_preflight(certificates: Certificates) -> None:
     """Its head does not describe a body."""
     headers = [(name.lower(), value) for name, value in [ORIGIN, *PREFLIGHT]]
     async with open_upstream(plain) as upstream:

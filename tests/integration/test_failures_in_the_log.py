@@ -159,9 +159,7 @@ async def test_a_failure_is_logged_under_its_own_hook(
         assert line["error"].startswith(f"{cls.__name__}.{hook}: LookupError at ")
 
 
-async def test_an_answer_beyond_the_limits_is_no_failure(
-    serve_once: Serve,
-) -> None:
+async def test_an_answer_beyond_the_limits_is_no_failure(serve_once: Serve) -> None:
     """The provider's doing: a warning with the reason, without a traceback."""
     async with serve_once(stream_of(call("f" * 100_000), END), Looks) as rig:
         assert (await exchange(rig, "/v1/chat/completions"))["outcome"] == "intercepted"

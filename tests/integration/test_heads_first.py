@@ -28,10 +28,7 @@ BEARER = f"Authorization: Bearer {KEY}"
 KEYED = f'{{name: keys, use: "interceptors.api_keys:ApiKeys", options: {{keys: {{ann: "{hash_key(KEY)}"}}}}}}'
 EVENTS = stream_of(b"data: 1\n\n")
 DIALECTS = pytest.mark.parametrize("dialect", ["generic", "mcp"])
-PART = {
-    "Content-Length: 3000000": b"[{},",
-    "Transfer-Encoding: chunked": b"4\r\n[{},\r\n",
-}
+PART = {"Content-Length: 3000000": b"[{},", "Transfer-Encoding: chunked": b"4\r\n[{},\r\n"}
 
 
 async def begin(rig: Rig, body: bytes, *lines: str) -> Client:
@@ -172,9 +169,7 @@ async def test_those_that_want_no_body_come_first(dialect: str, serve_once: Serv
         assert [request.all("x-order") for request in rig.upstream.requests] == [[b"ACBD"]] * 3
 
 
-async def test_an_uncollected_body_cannot_be_read(
-    serve_once: Serve,
-) -> None:
+async def test_an_uncollected_body_cannot_be_read(serve_once: Serve) -> None:
     """An interceptor without `wants_body` runs before, although another one wants it."""
 
     async def asks(request: Request) -> None:
@@ -200,9 +195,7 @@ async def test_a_body_replaced_by_the_head_alone_is_not_waited_for(serve_once: S
         assert seen == [("B", b"mine")]
 
 
-async def test_a_client_that_leaves_ends_on_request(
-    serve_once: Serve,
-) -> None:
+async def test_a_client_that_leaves_ends_on_request(serve_once: Serve) -> None:
     async def waits(request: Request) -> None:
         await trio.sleep_forever()
 
@@ -403,9 +396,7 @@ async def test_a_hook_that_reads_a_freed_body_gets_an_error(serve_once: Serve) -
         assert rig.failures() == [("AsksLate", "on_event")]
 
 
-async def test_a_refused_body_is_freed_at_once(
-    serve_once: Serve,
-) -> None:
+async def test_a_refused_body_is_freed_at_once(serve_once: Serve) -> None:
     """A client may continue sending for ten seconds."""
     limits = "  limits: {max_collected_bytes: 2000000}"
     async with serve_once(EVENTS, COLLECTS, proxy=limits) as rig:

@@ -25,10 +25,7 @@ pytestmark = [
 ]
 
 ANSWERS = {
-    "openai": {
-        "chat.completions": ["text", "tools"],
-        "responses": ["text", "tools", "reasoning"],
-    },
+    "openai": {"chat.completions": ["text", "tools"], "responses": ["text", "tools", "reasoning"]},
     "anthropic": {"messages": ["text", "tools", "thinking"]},
 }
 ONLY_STREAMED = ["reasoning", "thinking"]

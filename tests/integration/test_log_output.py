@@ -132,9 +132,7 @@ async def test_a_reader_that_never_reads_ends_nothing(kind: str, tmp_path: Path)
         await live.aclose()
 
 
-async def test_lines_that_a_full_file_drops_are_counted(
-    tmp_path: Path,
-) -> None:
+async def test_lines_that_a_full_file_drops_are_counted(tmp_path: Path) -> None:
     """EFBIG; when the file has room again, one line has the count, and every line is whole."""
     path, endless = tmp_path / "log", resource.RLIM_INFINITY
     with path.open("ab") as file:
@@ -144,8 +142,7 @@ async def test_lines_that_a_full_file_drops_are_counted(
             await ask(port, 20)
             with trio.fail_after(20):  # until the writer's thread has met the file's limit
                 while not re.search(
-                    rb"weirpool_log_lines_dropped_total [1-9]",
-                    (await fetch(port, "/metrics")).body,
+                    rb"weirpool_log_lines_dropped_total [1-9]", (await fetch(port, "/metrics")).body
                 ):
                     await trio.sleep(0.02)
             resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (endless, endless))

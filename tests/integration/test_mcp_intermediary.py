@@ -160,9 +160,7 @@ async def test_streams_pass_to_the_byte(serve_once: Serve) -> None:
                 assert answer.body == b"".join(stream)
 
 
-async def test_an_unneeded_compressed_stream_passes(
-    serve_once: Serve,
-) -> None:
+async def test_an_unneeded_compressed_stream_passes(serve_once: Serve) -> None:
     """It was asked for without a coding. With an open request, or where it may be the old
     transport's, it is a 502.
     """

@@ -152,9 +152,7 @@ RUNS = [
 
 
 @pytest.mark.parametrize("told", [b"event: endpoint\ndata: /m?s=1\n\n", b"data: {}\n\n"])
-async def test_a_listening_stream_leaves_no_garbage(
-    told: bytes,
-) -> None:
+async def test_a_listening_stream_leaves_no_garbage(told: bytes) -> None:
     """Of either transport, also when it has seen a reload."""
 
     async def server(peer: Peer) -> None:

@@ -71,9 +71,7 @@ def sending(answers: dict[bytes, tuple[bytes, bytes]]) -> Any:
 JSON, STREAM = b"content-type: application/json", b"content-type: text/event-stream"
 
 
-async def test_other_json_passes_uncollected(
-    serve_once: Serve,
-) -> None:
+async def test_other_json_passes_uncollected(serve_once: Serve) -> None:
     """Larger than an event may be, with what would be a secret in an answer."""
     message = {"choices": [{"index": 0, "message": {"content": KEY}, "finish_reason": "stop"}]}
     file = b'{ "data": "sk-Zq3xV81L%s" }' % (b"x" * 100_000)

@@ -185,9 +185,7 @@ async def test_both_connections_stay_in_use_after_a_response(
         assert rig.upstream.accepted == 1
 
 
-async def test_the_connection_outlives_the_proxys_answer(
-    serve_once: Serve,
-) -> None:
+async def test_the_connection_outlives_the_proxys_answer(serve_once: Serve) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
 

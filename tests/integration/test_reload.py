@@ -112,9 +112,7 @@ async def reload(process: Process, count: int = 1) -> dict[str, object]:
     return (await process.event("reload", count))[count - 1]
 
 
-async def test_only_new_exchanges_see_a_reload(
-    tmp_path: Path,
-) -> None:
+async def test_only_new_exchanges_see_a_reload(tmp_path: Path) -> None:
     """A stream that began before ends with its own interceptor, whose lifespan is left only then."""
     go_on = trio.Event()
 

@@ -56,9 +56,7 @@ async def test_a_response_with_white_space_before_a_colon_passes() -> None:
         assert len(upstream.requests) == 8
 
 
-async def test_an_idle_connection_ends_with_its_server(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_an_idle_connection_ends_with_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub watches it; the regular search for such connections is off here."""
     monkeypatch.setattr(ConnectionPool, "expire", lambda pool: None)
     end = trio.Event()

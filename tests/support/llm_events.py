@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = [
-    "block_delta",
-    "block_start",
-    "block_stop",
-    "event",
-    "function_call",
-    "tool_use",
-]
+__all__ = ["block_delta", "block_start", "block_stop", "event", "function_call", "tool_use"]
 
 _DELTAS = {
     "text": "text_delta",

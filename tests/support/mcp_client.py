@@ -90,7 +90,7 @@ async def use(client: Client) -> dict[str, Any]:
             client.server_info,
             client.server_capabilities,
             client.instructions,
-        ),
+        )
     }
     for name, ask in {
         "tools": client.list_tools,

@@ -135,11 +135,9 @@ def edit(event: Event) -> EventResult:
 
 def edited(text: bytes, block: bytes) -> bytes:
     """What `edit` makes of an event with this text, written down without the chain."""
-    return {
-        b"c": b"data: %s\n\n" % text.upper(),
-        b"d": b"",
-        b"2": block + b"data: again\n\n",
-    }.get(text[:1], block)
+    return {b"c": b"data: %s\n\n" % text.upper(), b"d": b"", b"2": block + b"data: again\n\n"}.get(
+        text[:1], block
+    )
 
 
 class RelayRig:

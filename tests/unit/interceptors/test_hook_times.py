@@ -183,10 +183,7 @@ async def test_the_time_of_every_hook_is_counted(
 
 
 async def test_the_time_for_a_json_body_is_counted_too(clock: Clock) -> None:
-    owners = [
-        Owner("sync", Hook(clock.taking(0.1))),
-        Owner("async", AsyncHook(clock.taking(0.2))),
-    ]
+    owners = [Owner("sync", Hook(clock.taking(0.1))), Owner("async", AsyncHook(clock.taking(0.2)))]
     assert await run(owners, json=b"1") == [
         ("slow", "sync", "on_event", 0.1),
         ("slow", "async", "on_event", 0.2),

@@ -251,12 +251,7 @@ BODY = b'{"data":["' + b"a" * 50 + b'","xyz"]}'
     ],
 )
 def test_a_large_body(
-    needs: Needs,
-    passes_unseen: bool,
-    passes: bool,
-    as_json: bool,
-    sizes: list[int],
-    is_async: bool,
+    needs: Needs, passes_unseen: bool, passes: bool, as_json: bool, sizes: list[int], is_async: bool
 ) -> None:
     """It passes unchanged and unseen, or nothing of it is sent, whatever its content type."""
     member = Member(needs, passes_unseen, is_async)

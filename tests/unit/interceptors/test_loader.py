@@ -250,9 +250,7 @@ def test_a_built_in_reports_every_mistake(use: str, options: dict[str, Any], pat
 # The checks of classes: see test_checks
 
 
-def test_inherited_hooks_are_checked(
-    module: Callable[..., str],
-) -> None:
+def test_inherited_hooks_are_checked(module: Callable[..., str]) -> None:
     """Not those of classes that are only imported."""
     assert "InheritsMisspelt has an unknown hook" in str(refused(module(InheritsMisspelt)))
     assert "MisspeltStream has an unknown hook" in str(refused(module(Plain, MisspeltStream)))

@@ -142,9 +142,7 @@ def test_a_body_that_is_not_json_is_not_shown(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("touch", [lambda request: request.body, lambda request: request.json()])
-def test_an_uncollected_body_names_wants_body(
-    touch: Callable[[Request], Any],
-) -> None:
+def test_an_uncollected_body_names_wants_body(touch: Callable[[Request], Any]) -> None:
     request = Request(body=None)
     with pytest.raises(RuntimeError, match=r"wants_body = True"):
         touch(request)

@@ -13,16 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from support.interceptors import interceptor
-from unit.interceptors.scripted import (
-    BOM,
-    Hook,
-    drop,
-    feed,
-    head,
-    keep,
-    open_chain,
-    upper,
-)
+from unit.interceptors.scripted import BOM, Hook, drop, feed, head, keep, open_chain, upper
 
 from interceptors import End, Event, HookError, Needs
 from interceptors.needs import finder_of

@@ -323,9 +323,7 @@ async def test_a_hook_that_takes_too_long_has_failed(
         assert stream.failure is None
 
 
-async def test_start_and_end_have_their_time(
-    autojump_clock: object,
-) -> None:
+async def test_start_and_end_have_their_time(autojump_clock: object) -> None:
     calls: list[str] = []
 
     async def stuck(given: Any) -> None:
@@ -350,9 +348,7 @@ async def test_start_and_end_have_their_time(
 
 
 @pytest.mark.parametrize("on_error", ["abort", "skip"])
-async def test_cancelled_at_any_await_it_ends_once(
-    on_error: str,
-) -> None:
+async def test_cancelled_at_any_await_it_ends_once(on_error: str) -> None:
     at, completed = 0, False
     while not completed:
         at += 1

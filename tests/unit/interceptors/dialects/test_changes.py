@@ -306,8 +306,7 @@ CUSTOM = {"index": 0, "id": "b", "type": "custom", "custom": {"name": "sh", "inp
     [
         [
             chunk(
-                choice(tool_delta(0, "secret", "a", "f")),
-                choice({"tool_calls": [CUSTOM]}, index=1),
+                choice(tool_delta(0, "secret", "a", "f")), choice({"tool_calls": [CUSTOM]}, index=1)
             ),
             chunk(choice({}, "tool_calls"), choice({}, "tool_calls", index=1)),
             DONE,

@@ -125,9 +125,7 @@ COSTS: dict[str, tuple[Callable[[int], list[Any]], Callable[[], Reader]]] = {
 
 @pytest.mark.parametrize(("events", "make"), COSTS.values(), ids=COSTS)
 def test_eight_times_as_much_costs_eight_times_as_much(
-    events: Callable[[int], list[Any]],
-    make: Callable[[], Reader],
-    monkeypatch: pytest.MonkeyPatch,
+    events: Callable[[int], list[Any]], make: Callable[[], Reader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(openai_chat, "Block", CountedBlock)
     monkeypatch.setattr(openai_responses, "Block", CountedBlock)

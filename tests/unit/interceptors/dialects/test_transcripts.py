@@ -78,9 +78,7 @@ STREAMS["a whole message as an event"] = Transcript(
 
 
 @pytest.mark.parametrize("transcript", STREAMS.values(), ids=STREAMS)
-def test_a_stream_is_understood_in_any_cuts(
-    transcript: Transcript,
-) -> None:
+def test_a_stream_is_understood_in_any_cuts(transcript: Transcript) -> None:
     """With any line ends; whole, byte by byte and re-chunked."""
     for line_end in (b"\n", b"\r\n", b"\r"):
         stream = transcript.data.replace(b"\n", line_end)

@@ -10,14 +10,7 @@ from time import thread_time
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from unit.interceptors.toolkit.patterns import (
-    ALPHABET,
-    PATTERNS,
-    RUNS,
-    UNEQUAL,
-    patterns,
-    unwarned,
-)
+from unit.interceptors.toolkit.patterns import ALPHABET, PATTERNS, RUNS, UNEQUAL, patterns, unwarned
 
 from interceptors.toolkit.substitution import Flow, ReachesBack, Substitution
 

@@ -209,7 +209,7 @@ def test_anchors_and_merges_are_read() -> None:
     """A key that a merge brings as well is not a duplicate."""
     config = parse_config(
         configuration(
-            upstreams='&one {name: llm, endpoints: ["http://h"], max_connections: 5}, {<<: *one, name: other}',
+            upstreams='&one {name: llm, endpoints: ["http://h"], max_connections: 5}, {<<: *one, name: other}'
         )
     )
     assert [(item.name, item.max_connections) for item in config.reverse_proxy.upstreams] == [

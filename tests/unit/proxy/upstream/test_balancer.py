@@ -133,9 +133,7 @@ async def test_a_kept_connection_that_was_closed_is_not_the_endpoints_failure() 
     assert (upstream.accepted, len(upstream.requests)) == (3, 4)
 
 
-async def test_when_every_endpoint_is_out(
-    autojump_clock: MockClock,
-) -> None:
+async def test_when_every_endpoint_is_out(autojump_clock: MockClock) -> None:
     """In whole seconds, rounded up, and at least one."""
     transport = balancer("http://127.0.0.1:1", failures=1)
     now = trio.current_time()
@@ -189,9 +187,7 @@ def problems(monkeypatch: pytest.MonkeyPatch) -> list[UpstreamFailure]:
     return problems
 
 
-async def test_a_limit_of_the_proxy_is_not_retried(
-    problems: list[UpstreamFailure],
-) -> None:
+async def test_a_limit_of_the_proxy_is_not_retried(problems: list[UpstreamFailure]) -> None:
     transport = balancer("http://one.test", "http://127.0.0.1:9", failures=1)
     for _ in range(4):
         with pytest.raises(OutOfResources):

@@ -199,9 +199,7 @@ async def test_a_limit_of_the_proxy_is_distinguished_from_a_fault_of_the_endpoin
         await connect(Origin("http", host, listener), Known("127.0.0.1"))
 
 
-def test_a_broken_connection_is_no_lack_of_memory(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_broken_connection_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenSSL reads the system's authorities from files during the handshake."""
     assert type(failure_of(NAMED, OSError(errno.ECONNRESET, "x"), ReadFailed)) is ReadFailed
     for number in (errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC):

@@ -74,9 +74,7 @@ async def test_failures_are_httpx_exceptions(
             await client.get(upstream.url)
 
 
-async def test_early_failures_are_httpx_exceptions(
-    client: httpx.AsyncClient,
-) -> None:
+async def test_early_failures_are_httpx_exceptions(client: httpx.AsyncClient) -> None:
     with socket.socket() as bound:  # and not listening
         bound.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"

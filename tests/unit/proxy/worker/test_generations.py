@@ -70,9 +70,7 @@ def open_exchange(generations: Generations) -> Any:
     return exchange
 
 
-async def test_a_superseded_one_ends_with_its_exchanges(
-    generations: Generations,
-) -> None:
+async def test_a_superseded_one_ends_with_its_exchanges(generations: Generations) -> None:
     """Three at once, each left when its own exchange ends, in whichever order; the current one only
     by `aclose`.
     """
@@ -92,9 +90,7 @@ async def test_a_superseded_one_ends_with_its_exchanges(
     assert DIARY[5:] == ["3 left"]
 
 
-async def test_a_transport_ends_with_its_last_generation(
-    generations: Generations,
-) -> None:
+async def test_a_transport_ends_with_its_last_generation(generations: Generations) -> None:
     first = generations.current.routes.transports["up"]
     await generations.replace(configured("2"))
     assert generations.current.routes.transports["up"] is first
