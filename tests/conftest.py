@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import importlib.util
-import sys
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -26,15 +24,6 @@ settings.load_profile("weirpool")
 
 byte_code.keep()
 atexit.register(gc.unfreeze)  # so that Python ends as usual
-
-for _name in {"anthropic", "openai"} - sys.modules.keys():
-    # Load the SDKs when a test uses one: few workers need them, and each takes seconds.
-    _spec = importlib.util.find_spec(_name)
-    assert _spec is not None
-    assert _spec.loader is not None
-    _spec.loader = importlib.util.LazyLoader(_spec.loader)
-    sys.modules[_name] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules[_name])
 
 TOGETHER = {
     "test_npm_mcp_clients.py": "npm",

@@ -7,13 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import anthropic
-import openai
 import pytest
 import trio
 from mcp.client import Client
 from mcp.shared.exceptions import MCPError
 from support.client import fetch
+from support.llm_sdks import anthropic, openai
 from support.mcp_server import open_mcp_server
 from support.proxy import Proxy, config_for, open_proxy
 from support.upstream import Peer, Script, open_upstream
@@ -70,10 +69,10 @@ async def error_of(sdk: str, proxy: Proxy, *, stream: bool = False) -> tuple[Any
     call = {"model": "m", "input": "?"} if sdk == "openai responses" else CALL
     client: Any
     if sdk == "anthropic":
-        client = anthropic.AsyncAnthropic(base_url=proxy.url, **access)  # type: ignore[arg-type]
+        client = anthropic.AsyncAnthropic(base_url=proxy.url, **access)
         create, call = client.messages.create, CALL | {"max_tokens": 9}
     else:
-        client = openai.AsyncOpenAI(base_url=proxy.url + "/v1", **access)  # type: ignore[arg-type]
+        client = openai.AsyncOpenAI(base_url=proxy.url + "/v1", **access)
         create = (client.chat.completions if call is CALL else client.responses).create
     with pytest.raises((openai.APIError, anthropic.APIError)) as caught:
         async with client:

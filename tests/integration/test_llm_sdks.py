@@ -7,13 +7,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import anthropic
 import httpx2
-import openai
 import pytest
 import trio
 from support.chains import built_ins, config_of
-from support.llm_sdks import HEADERS, Call, Seen, observe
+from support.llm_sdks import HEADERS, Call, Seen, anthropic, observe, openai
 from support.llm_upstream import open_llm_upstream
 from support.proxy import open_proxy
 
@@ -24,6 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning"),
 ]
 
+SDKS = {"openai": openai, "anthropic": anthropic}
 ANSWERS = {
     "openai": {"chat.completions": ["text", "tools"], "responses": ["text", "tools", "reasoning"]},
     "anthropic": {"messages": ["text", "tools", "thinking"]},
@@ -46,10 +45,6 @@ each_way = pytest.mark.parametrize(
     [("sync", "idle"), ("trio", "built-ins"), ("asyncio", "inspecting"), ("trio", "redact")],
 )
 """Every way to run an SDK, and every chain."""
-
-
-def own_error(provider: str) -> type[Exception]:
-    return openai.APIError if provider == "openai" else anthropic.APIError
 
 
 async def see(
@@ -142,7 +137,7 @@ async def test_an_error_inside_a_stream_is_the_same(provider: str, tmp_path: Pat
     for name, seen in direct.items():
         assert through[name].plain() == seen.plain(), name
         assert seen.items
-        assert isinstance(seen.error, own_error(provider))
+        assert isinstance(seen.error, SDKS[provider].APIError)
 
 
 @pytest.mark.parametrize("dialect", ["generic", "own", "abort"])
@@ -161,7 +156,7 @@ async def test_a_lost_connection_is_an_sdk_error(
         assert seen.items
         assert direct[name].error is not None
         if dialect != "abort":
-            assert isinstance(seen.error, own_error(provider)), seen.error
+            assert isinstance(seen.error, SDKS[provider].APIError), seen.error
         elif provider == "openai":
             assert type(seen.error) is type(direct[name].error)
         else:  # This SDK passes on the HTTP client's errors: of a closed connection, and of a reset

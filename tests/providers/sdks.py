@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-import anthropic
 import httpx2
-import openai
+from support.llm_sdks import anthropic, openai
 
 __all__ = ["Result", "read"]
 

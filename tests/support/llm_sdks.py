@@ -11,18 +11,36 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from operator import attrgetter
 from typing import Any
 
-import anthropic
 import anyio
 import httpx2
-import openai
 import trio
 
 from support.chains import KEY
 
-__all__ = ["HEADERS", "LEAVES", "WAYS", "Call", "Leave", "Seen", "leave", "observe"]
+__all__ = [
+    *("HEADERS", "LEAVES", "WAYS", "Call", "Leave", "Seen", "anthropic", "leave", "observe"),
+    "openai",
+]
+
+
+class _Module:
+    """A module that is loaded when it is used: an SDK takes seconds, and few workers need one."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # pytest looks for its own marks
+            raise AttributeError(name)
+        return getattr(import_module(self._name), name)
+
+
+anthropic: Any = _Module("anthropic")
+openai: Any = _Module("openai")
 
 WAYS = ["sync", "trio", "asyncio"]
 HEADERS = {"openai": "authorization", "anthropic": "x-api-key"}
@@ -92,7 +110,7 @@ def _describe(error: Exception | None) -> Any:
     found: dict[str, Any] = {"type": type(error), "text": str(error)}
     for name in ("status_code", "code", "param", "type", "body", "request_id"):
         found[f".{name}"] = getattr(error, name, None)
-    if isinstance(error, openai.APIStatusError | anthropic.APIStatusError):
+    if isinstance(error, (openai.APIStatusError, anthropic.APIStatusError)):
         found["headers"] = {name: error.response.headers.get(name) for name in _PASSED}
     return found
 
