@@ -1,9 +1,11 @@
-"""HTTP/2 connections of clients, frame by frame, under `weirpool serve` and under plain Hypercorn:
+"""HTTP/2 connections of clients, frame by frame, under `weirpool serve` with prior knowledge, and
+under plain Hypercorn with TLS:
 what ends a stream, what ends the connection, and what is bounded. Another stream lives beside each.
 """
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import groupby
@@ -12,6 +14,7 @@ from typing import Any
 import hpack
 import pytest
 import trio
+from support.certificates import Certificates
 from support.interceptors import Log, config_with, outcomes_of, until
 from support.proxy import Proxy, limit_send_buffers, open_proxy, serve_plainly
 from support.upstream import Peer, Upstream, open_upstream
@@ -74,7 +77,7 @@ def many(payload: bytes, stream: int = 3) -> bytes:
 class Wire:
     """A client that sends bytes and reads frames; its windows are wide."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]) -> None:
         self.stream = stream
         self.frames: list[tuple[int, int, int, bytes]] = []
         self.status: dict[int, int] = {}
@@ -138,8 +141,12 @@ class Wire:
 @asynccontextmanager
 async def open_wire(proxy: Proxy, *first: bytes, live: bool = True) -> AsyncIterator[Wire]:
     """A connection, on which stream 1 is an endless event stream."""
-    stream = await trio.open_tcp_stream("127.0.0.1", proxy.port)
-    async with stream, trio.open_nursery() as nursery:
+    transport = await trio.open_tcp_stream("127.0.0.1", proxy.port)
+    stream: Any = transport
+    if proxy.port in CONTEXTS:
+        given: dict[str, Any] = {"server_hostname": "localhost", "https_compatible": True}
+        stream = trio.SSLStream(transport, CONTEXTS[proxy.port], **given)
+    async with transport, trio.open_nursery() as nursery:
         wire = Wire(stream)
         nursery.start_soon(wire.run)
         wide = settings(4, 2**31 - 1) + update(0, 2**31 - 1 - 65535)
@@ -165,15 +172,24 @@ async def script(peer: Peer) -> None:
         await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
 
 
-@pytest.fixture(params=["serve", "hypercorn"])
-def serving(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Open:
+CONTEXTS: dict[int, ssl.SSLContext] = {}
+"""For the clients of servers with TLS, by port."""
+
+
+@pytest.fixture(params=["serve", "hypercorn, TLS"])
+def serving(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, certificates: Certificates
+) -> Open:
     @asynccontextmanager
     async def serve(
         *, keep_alive: float = 75, streams: int = 1000, **more: Any
     ) -> AsyncIterator[tuple[Proxy, Upstream]]:
         monkeypatch.setattr("proxy.server.listen._KEEP_ALIVE_S", keep_alive)
         monkeypatch.setattr("proxy.server.listen._MAX_STREAMS_OF_CONNECTION", streams)
-        plain = {"keep_alive_timeout": keep_alive, "h2_max_concurrent_streams": streams}
+        plain: dict[str, Any] = {
+            "keep_alive_timeout": keep_alive,
+            "h2_max_concurrent_streams": streams,
+        }
         async with open_upstream(more.pop("script", script)) as upstream:
             config = config_with(upstream.url, **more)
             if request.param == "serve":
@@ -182,9 +198,12 @@ def serving(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
                     await at_rest(proxy)
             else:
                 app = create_app(config)
+                plain |= dict(zip(("certfile", "keyfile"), certificates.files, strict=True))
                 async with serve_plainly(app, **plain) as port:
+                    CONTEXTS[port] = certificates.client("h2")
                     yield Proxy(app, port), upstream
                     await at_rest(Proxy(app, port))
+                    del CONTEXTS[port]
 
     return serve
 
