@@ -319,6 +319,10 @@ CONNECTION_ERRORS: dict[str, tuple[bytes, int]] = {
     "SETTINGS on a stream": (frame(SETTINGS, 0, 1), 1),
     "ENABLE_PUSH of 2": (settings(2, 2), 1),
     "INITIAL_WINDOW_SIZE of 2^31": (settings(4, 2**31), 3),
+    "an INITIAL_WINDOW_SIZE too large for a stream": (
+        settings(4, 0) + OPEN + update(3, 2**31 - 1) + settings(4, 1),
+        3,
+    ),
     "MAX_FRAME_SIZE of 1": (settings(5, 1), 1),
     "PING of a wrong size": (frame(PING, 0, 0, bytes(7)), 6),
     "PING on a stream": (frame(PING, 0, 1, bytes(8)), 1),

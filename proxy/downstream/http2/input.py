@@ -229,15 +229,13 @@ class Input:
                 raise ConnectionBroken(code, "a window update of 0, or beyond 2^31 - 1")
             return
         stream = self._open(stream_id)
-        if stream is not None:
-            self._widen(stream, size) if size else self._fail(stream, frames.PROTOCOL_ERROR)
-        elif not size:
-            self.budget.spend()
-
-    def _widen(self, stream: Http2Stream, size: int) -> None:
+        if stream is None:
+            if not size:
+                self.budget.spend()
+            return
         stream.window += size
-        if stream.window > MAX_WINDOW:
-            self._fail(stream, frames.FLOW_CONTROL_ERROR)
+        if not size or stream.window > MAX_WINDOW:
+            self._fail(stream, frames.FLOW_CONTROL_ERROR if size else frames.PROTOCOL_ERROR)
         else:
             self._output.enqueue(stream)
 
@@ -246,10 +244,11 @@ class Input:
         found = frames.read_settings(frame.payload)
         window = found.get(frames.INITIAL_WINDOW_SIZE, self._initial_window)
         change, self._initial_window = window - self._initial_window, window
-        if change:
-            for stream in tuple(self._connection.streams.values()):
-                if not stream.closed:
-                    self._widen(stream, change)  # it may become negative (section 6.9.2)
+        for stream in self._connection.streams.values() if change else ():
+            stream.window += change  # it may become negative (section 6.9.2)
+            if stream.window > MAX_WINDOW:
+                raise ConnectionBroken(frames.FLOW_CONTROL_ERROR, "a window beyond 2^31 - 1")
+            self._output.enqueue(stream)
         self._output.queue(frames.settings(()))
 
     def _on_ping(self, frame: Frame) -> None:
