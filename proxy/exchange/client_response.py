@@ -129,12 +129,14 @@ class ClientResponse:
         """End the response, after the whole request has come. Does not raise `ClientGone`."""
         assert self.writer is not None
         self.finished = True
-        with suppress(ClientGone):
+        try:
             if not self._body.complete and self._body.holds_connection:
                 await self.flush()
                 await self._body.wait_complete()
             if not self.writer.finish():
                 await self.flush()
+        except ClientGone:
+            pass  # it has the whole body
         self.ended = True
 
     async def send_interim(self, status: int, headers: HeaderList) -> None:
@@ -241,9 +243,7 @@ class ClientResponse:
         sse: bool,
         dropped: frozenset[bytes] = _NO_NAMES,
     ) -> HeaderList:
-        """The headers of a response that go to the client, without `dropped` and without those that
-        the server adds itself.
-        """
+        """The headers of a response that go to the client, without `dropped`."""
         return response_headers(headers, dropped=dropped, sse=sse)
 
     def own_headers(

@@ -160,14 +160,15 @@ class Exchange:
     async def _end(self) -> None:
         """Close the chain, report to the client, count and log. Every wait here has a deadline."""
         cancel, progress = self._cancel, self._progress
+        self._ended_at = trio.current_time()
         outcome = self._ending.settle(
-            deadline_passed=cancel is not None and trio.current_time() >= cancel.deadline,
+            deadline_passed=cancel is not None and self._ended_at >= cancel.deadline,
             client_timed_out=self._stream.timed_out,
         )
         progress.phase = "conclude"
         if progress.chain is not None:
             await progress.chain.aclose(outcome)
-        self._ended_at = trio.current_time()
+            self._ended_at = trio.current_time()
         try:
             if not self._ending.whole:
                 with trio.CancelScope(shield=True), trio.move_on_after(_CONCLUDE_S):

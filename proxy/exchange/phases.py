@@ -142,7 +142,7 @@ async def on_request(ctx: ExchangeContext, length: bytes | None) -> OutgoingRequ
         else:
             replaced = request is not None and request.body_replaced
             _check_length(ctx, length, collects=chain.wants_body and not replaced)
-            if not replaced:
+            if not replaced and (not length or not (body := ctx.body.take_whole())):
                 expects_continue = _upstream_asks(ctx, request)
                 body, length = await _open_body(ctx, length, asks=not expects_continue)
         ctx.watch_client()

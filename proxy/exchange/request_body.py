@@ -114,6 +114,14 @@ class RequestBody:
             self._first = data
         return self._begun
 
+    def take_whole(self) -> bytes:
+        """The whole body if it has arrived, else b"". Never blocks."""
+        stream = self._stream
+        if not stream.at_hand or stream.gone or not self.has_begun() or not stream.complete:
+            return b""
+        first, self._first = self._first, b""
+        return first
+
     async def first_message(self) -> bool:
         """Receive the first message. Returns whether the request has a body, which over HTTP/2
         nothing else shows.

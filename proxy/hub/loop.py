@@ -42,12 +42,22 @@ _OF_TASKS = (
 class TrioLoop:
     """Trio's loop in this thread. Belongs to one `trio.run`."""
 
-    __slots__ = ("_deadlines", "_run_context", "_runner", "_traps", "fd", "runnable", "wake")
+    __slots__ = (
+        "_deadlines",
+        "_instrumented",
+        "_run_context",
+        "_runner",
+        "_traps",
+        "fd",
+        "runnable",
+        "wake",
+    )
 
     def __init__(self, run_context: Any, runner: Any, epoll: select.epoll) -> None:
         self._run_context = run_context
         self._runner = runner
         self._deadlines = runner.deadlines
+        self._instrumented: dict[str, Any] = runner.instruments.data
         self._traps = trio_traps
         self.runnable: deque[Any] = runner.runq
         """Tasks that can run now."""
@@ -73,9 +83,8 @@ class TrioLoop:
         unknown: Any = task
         unknown._abort_func = None
         unknown.custom_sleep_data = None
-        instruments = self._runner.instruments
-        if "before_task_step" in instruments:
-            instruments.call("before_task_step", task)
+        if "before_task_step" in self._instrumented:
+            self._runner.instruments.call("before_task_step", task)
         self._run_context.task = task
         final: Outcome[Any] | None = None
         try:
@@ -98,8 +107,8 @@ class TrioLoop:
             else:  # `PermanentlyDetachCoroutineObject`, or a trap of another library
                 raise TypeError(f"a task of the hub has yielded {trap!r}")
         finally:
-            if "after_task_step" in instruments:
-                instruments.call("after_task_step", task)
+            if "after_task_step" in self._instrumented:
+                self._runner.instruments.call("after_task_step", task)
             del self._run_context.task
             final = None  # it may hold a traceback
 
@@ -138,6 +147,7 @@ def trio_loop() -> TrioLoop | None:
         or not all(hasattr(Task, name) for name in _OF_TASKS)
         or not callable(getattr(runner, "task_exited", None))
         or not callable(getattr(getattr(runner, "instruments", None), "call", None))
+        or not isinstance(getattr(runner.instruments, "data", None), dict)
     ):
         return None
     return TrioLoop(run_context, runner, epoll)

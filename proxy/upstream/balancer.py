@@ -82,8 +82,8 @@ class Balancer:
         `SessionGone` when the session's endpoint is gone. The timeouts apply to each attempt.
         Cancellation leaks no connection and no turn.
         """
-        session, tied = self._session_of(call)
         now = trio.current_time()
+        session, tied = self._session_of(call, now)
         turn = self._choose(now) if tied is None else self.endpoints.pin(tied, now)
         if call.retry is not None:
             call.retry.budget.deposit()
@@ -209,12 +209,11 @@ class Balancer:
         if turn.fail(trio.current_time()):
             self._log_ejected(turn.endpoint, str(failure))
 
-    def _session_of(self, call: UpstreamCall) -> tuple[bytes | None, Endpoint | None]:
+    def _session_of(self, call: UpstreamCall, now: float) -> tuple[bytes | None, Endpoint | None]:
         """The key of the call's session, and the endpoint that it is tied to, if any. Raises
         `SessionGone`.
         """
         key, place = call.session, None
-        now = trio.current_time()
         if key is not None:
             place = self._sessions.find(key, now)
         if place is None:

@@ -27,6 +27,24 @@ class UpstreamBody:
     closes it otherwise.
     """
 
+    __slots__ = (
+        "_broken",
+        "_closed",
+        "_early",
+        "_framing",
+        "_keep_alive",
+        "_pool",
+        "_tls",
+        "_unread",
+        "at_hand",
+        "chunked",
+        "complete",
+        "connection",
+        "on_close",
+        "pending",
+        "upload",
+    )
+
     def __init__(
         self,
         pool: ConnectionPool,

@@ -146,12 +146,13 @@ class _Message:
         self.head_bytes = len(self.first)
         self.encoder: BodyEncoder | None = None
         """None if the whole request is in `first`."""
-        if length == 0 and call.body == b"":
+        body = call.body
+        if isinstance(body, bytes) and len(body) == length and len(body) <= _SMALL_BODY_BYTES:
+            self.first += body
             return
         self.encoder = encoder = BodyEncoder(length)
-        if isinstance(call.body, bytes) and length is not None and length <= _SMALL_BODY_BYTES:
-            self.first += encoder.data(call.body) + encoder.end()
-            self.encoder = None
+        if isinstance(body, bytes) and length is not None and length <= _SMALL_BODY_BYTES:
+            self.first += encoder.data(body) + encoder.end()  # raises: it has another length
 
 
 class _Attempt:
@@ -159,6 +160,8 @@ class _Attempt:
 
     It neither chooses the connection nor returns it.
     """
+
+    __slots__ = ("_call", "_connection", "_message", "_pool", "_upload")
 
     def __init__(
         self,

@@ -26,11 +26,11 @@ def response_headers(
     itself, or whose values do not fit a changed body. `sse` asks proxies in front not to buffer.
     """
     # An interceptor may have set a field of the hop; framing is the server's.
-    dropped |= _FOR_STREAMS if sse else HOP_BY_HOP
+    never = _FOR_STREAMS if sse else HOP_BY_HOP
     result: HeaderList = []
     for name, value in headers:
         name = name.lower()
-        if name not in dropped:
+        if name not in never and name not in dropped:
             result.append((name, value))
     if sse:
         result.append((b"x-accel-buffering", b"no"))

@@ -137,6 +137,7 @@ UNKNOWN = [
     *((name, ABSENT) for name in NAMES),
     *(("is_guest", True), ("runq", []), ("runq", None), ("deadlines", None)),
     ("deadlines", SimpleNamespace(next_deadline=3.0)),
+    ("instruments", SimpleNamespace(call=print)),
     *(("io_manager", None), ("io_manager", SimpleNamespace(_epoll=7)), ("io_manager", NO_WAKEUP)),
 ]
 

@@ -427,6 +427,7 @@ async def open_far_end(
     connection: Any = SimpleNamespace(
         transport=Transport(counting, None),  # type: ignore[arg-type]
         peer=None,
+        scope=None,
         ends=False,
     )
     writer = PatchableStream(connection, RequestHead("GET", b"/", [], "1.1", 0, True, False))
