@@ -29,10 +29,21 @@ from .errors import (
 from .event import Event
 from .message import Headers, Request, Response, ResponseHead
 from .needs import Needs
+from .store import (
+    Bucket,
+    LogEntry,
+    OnStoreError,
+    Reservation,
+    Store,
+    StoreUnavailable,
+    Window,
+    WindowState,
+)
 
 __all__ = [
     "Abort",
     "AsyncStreamInterceptor",
+    "Bucket",
     "End",
     "Event",
     "EventResult",
@@ -42,16 +53,23 @@ __all__ = [
     "Interceptor",
     "InterceptorError",
     "LoadError",
+    "LogEntry",
     "Needs",
     "NotJson",
     "OnError",
+    "OnStoreError",
     "Outcome",
     "Request",
+    "Reservation",
     "Response",
     "ResponseHead",
     "StaleEvent",
+    "Store",
+    "StoreUnavailable",
     "StreamAborted",
     "StreamContext",
     "StreamInterceptor",
     "StreamOver",
+    "Window",
+    "WindowState",
 ]

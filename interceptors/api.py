@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import StreamOver
 from .event import Event
+from .memory import MemoryEngine
 from .message import Headers, Request, Response, ResponseHead
 from .needs import Needs
+from .store import Store
 from .tasks import start_task
 
 if TYPE_CHECKING:
@@ -148,6 +150,12 @@ class StreamContext:
         """A structlog logger, bound to the route and the interceptor's name."""
         log = self.request.log
         return log if self._owner is None else log.bind(interceptor=self._owner.name)
+
+    @property
+    def store(self) -> Store:
+        """The interceptor's part of the store that workers share: see `Interceptor.store`."""
+        owner: Interceptor | None = None if self._owner is None else self._owner.interceptor
+        return Store(MemoryEngine(), "") if owner is None else owner.store
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None:
         """Start a task `async_fn(*args)`. It is cancelled when the stream ends.
@@ -324,6 +332,19 @@ class Interceptor:
 
     A longer call is cancelled and handled as an exception: see `on_error`.
     """
+
+    _store: Store | None = None
+
+    @property
+    def store(self) -> Store:
+        """This interceptor's part of the store that workers and machines share.
+
+        Set before `lifespan` is entered. Its keys are those of the configured name, and outlive a
+        reload. In `testing`, and without a configured store, it is this process's memory.
+        """
+        if self._store is None:
+            self._store = Store(MemoryEngine(), type(self).__name__)
+        return self._store
 
     def lifespan(self) -> AbstractAsyncContextManager[object]:
         """Return an async context manager that opens and closes clients, files or connections.

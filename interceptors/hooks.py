@@ -27,6 +27,7 @@ from .errors import (
     StreamAborted,
     StreamOver,
 )
+from .store import Store
 from .tasks import TASK_OF
 
 __all__ = ["HOLD_S", "HOOK_OF", "WAIT_S", "Owner"]
@@ -80,6 +81,10 @@ class Owner:
         """Total time for which its async hooks waited."""
         self.unread_parts = 0
         """Number of parts of responses that its reader did not understand."""
+
+    def use_store(self, store: Store) -> None:
+        """Set the interceptor's store, before its lifespan is entered."""
+        self.interceptor._store = store
 
     def note(self, hook: str, seconds: float) -> None:
         """Record the duration of a synchronous hook."""

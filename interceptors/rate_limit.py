@@ -6,114 +6,44 @@
         options: {requests_per_minute: 60, burst: 10}
 
 Each client has a token bucket of `burst` tokens. A request takes one, and they return at the rate:
-in any T seconds a client can make at most `burst` + rate * T requests. A client is the key that
-`api_keys` found, otherwise the address.
-
-`BucketStore` is the interface of the store. `MemoryStore` keeps buckets in this process: each
-worker counts separately, and its counts end with it.
+in any T seconds a client can make at most `burst` + rate * T requests, over all workers and machines
+that share the store. A client is the key that `api_keys` found, otherwise the address.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from heapq import heappop, heappush, heapreplace
 from ipaddress import IPv6Address
-from typing import Literal, Protocol
+from typing import Literal
 
-import trio
-
-from interceptors import Interceptor, OnError, Request, Response
+from interceptors import (
+    Bucket,
+    Interceptor,
+    OnError,
+    OnStoreError,
+    Request,
+    Response,
+    ResponseHead,
+    StoreUnavailable,
+)
 
 from .errors import refuse_options
 
-__all__ = ["BucketStore", "MemoryStore", "RateLimit"]
-
-
-class BucketStore(Protocol):
-    """Interface of a store for buckets, for example one that several workers share."""
-
-    async def take(self, key: str, rate_per_s: float, burst: int) -> float:
-        """Take a token from the bucket `key` of `burst` tokens, refilled at `rate_per_s`.
-
-        A new bucket is full. Returns 0.0 if a token was taken, otherwise the seconds until one is
-        there. An exception ends the request with 502.
-        """
-        ...
-
-
-class MemoryStore:
-    """At most `max_clients` buckets in memory, by the clock of one `trio.run`. `take` never waits.
-
-    A bucket is the time when it will be full again; a full bucket is forgotten. If `max_clients`
-    buckets are not full, the one that will be full first is evicted, and until its time every
-    unknown client starts with that bucket. This bounds memory for any number of addresses, and no
-    client gets a full bucket from an eviction.
-    """
-
-    def __init__(self, max_clients: int = 10_000) -> None:
-        if max_clients < 1:
-            raise ValueError("max_clients: expected 1 or more")
-        self._max_clients = max_clients
-        self._full_at: dict[str, float] = {}
-        # A heap with each bucket once, at its time or at an earlier one: times only grow, and a
-        # wrong one is corrected when it reaches the top.
-        self._queue: list[tuple[float, str]] = []
-        self._unknown_full_at = -math.inf
-
-    def __len__(self) -> int:
-        return len(self._full_at)
-
-    async def take(self, key: str, rate_per_s: float, burst: int) -> float:
-        """As `BucketStore.take`; not a checkpoint."""
-        now = trio.current_time()
-        self._forget_full(now)
-        full_at = max(now, self._full_at.get(key, self._unknown_full_at))
-        # The bucket has a token if at most burst - 1 are missing. Rounded to 1 us, so that a client
-        # that waits exactly `Retry-After` is not rejected by a rounding error.
-        wait_s = round(full_at - now - (burst - 1) / rate_per_s, 6)
-        if wait_s > 0:
-            return wait_s
-        full_at += 1 / rate_per_s
-        if key not in self._full_at:
-            if len(self._full_at) >= self._max_clients:
-                self._evict_fullest()
-            heappush(self._queue, (full_at, key))
-        self._full_at[key] = full_at
-        return 0.0
-
-    def _forget_full(self, now: float) -> None:
-        while self._queue and self._queue[0][0] <= now:
-            key = self._queue[0][1]
-            if self._full_at[key] > now:
-                heapreplace(self._queue, (self._full_at[key], key))
-            else:
-                heappop(self._queue)
-                del self._full_at[key]
-
-    def _evict_fullest(self) -> None:
-        while self._queue[0][0] < (full_at := self._full_at[self._queue[0][1]]):
-            heapreplace(self._queue, (full_at, self._queue[0][1]))
-        del self._full_at[heappop(self._queue)[1]]
-        self._unknown_full_at = max(self._unknown_full_at, full_at)
+__all__ = ["RateLimit"]
 
 
 class RateLimit(Interceptor):
     """Options: `requests_per_minute`; `burst`, requests at once, by default those of ten seconds;
     `by`, what identifies a client: `client_key`, `address`, or `auto` (the key if there is one);
-    `max_clients`, buckets kept in memory.
+    `max_clients`, buckets kept in memory; `on_store_error`, what to do while the store is away, by
+    default `store.on_error` of the configuration.
 
-    Raises `ValueError` for options out of range. A subclass with another store sets `store` in its
-    `lifespan`.
+    Raises `ValueError` for options out of range.
     """
 
     on_error: OnError = "abort"  # fail closed
 
     sets_state = ()
-
-    store: BucketStore
-    """The buckets, set when `lifespan` is entered."""
 
     def __init__(
         self,
@@ -121,6 +51,7 @@ class RateLimit(Interceptor):
         burst: int | None = None,
         by: Literal["auto", "client_key", "address"] = "auto",
         max_clients: int = 10_000,
+        on_store_error: OnStoreError | None = None,
     ) -> None:
         mistakes = []
         if not 0.001 <= requests_per_minute <= 1_000_000:  # also refuses NaN
@@ -136,31 +67,66 @@ class RateLimit(Interceptor):
         self._burst = math.ceil(requests_per_minute / 6) if burst is None else burst
         self._by = by
         self._max_clients = max_clients
-
-    def lifespan(self) -> AbstractAsyncContextManager[object]:
-        """Keep the buckets as long as Trio's clock runs."""
-        return self._keep_store()
-
-    @asynccontextmanager
-    async def _keep_store(self) -> AsyncIterator[None]:
-        self.store = MemoryStore(self._max_clients)
-        yield
+        self._on_store_error: OnStoreError | None = on_store_error
+        window_s = max(1, math.ceil(self._burst / self._rate_per_s))
+        self._policy = f"q={self._burst};w={window_s}"
 
     async def on_request(self, request: Request) -> Response | None:
-        """Answer 429 if the client's bucket is empty. A CORS preflight takes no token."""
+        """Answer 429 if the client's bucket is empty. A CORS preflight takes no token.
+
+        Answers 503 if the store is away and `closed` is set.
+        """
         if request.is_preflight:
             return None
-        wait_s = await self.store.take(self._key_of(request), self._rate_per_s, self._burst)
-        if wait_s <= 0:
+        try:
+            bucket = await self.store.take(
+                self._key_of(request),
+                rate_per_s=self._rate_per_s,
+                burst=self._burst,
+                max_keys=self._max_clients,
+                on_error=self._on_store_error,
+            )
+        except StoreUnavailable:
+            return request.refuse(
+                503,
+                "store_unavailable",
+                "the request limit cannot be checked now; try again in 1 s",
+                headers={"retry-after": "1"},
+            )
+        if bucket.allowed:
+            request.state[self._state_key] = bucket
             return None
         # RFC 6585, section 4; whole seconds, rounded up: RFC 9110, section 10.2.3.
-        retry_after_s = max(1, math.ceil(wait_s))
+        retry_after_s = max(1, math.ceil(bucket.wait_s))
         return request.refuse(
             429,
             "rate_limited",
             f"too many requests; try again in {retry_after_s} s",
-            headers={"retry-after": str(retry_after_s)},
+            headers={"retry-after": str(retry_after_s), **self._fields(bucket, retry_after_s)},
         )
+
+    async def on_response(self, head: ResponseHead) -> None:
+        """Add `RateLimit` and `RateLimit-Policy` after those of the upstream and of other limits."""
+        bucket = head.request.state.pop(self._state_key, None)
+        if bucket is not None:
+            for name, value in self._fields(bucket, math.ceil(bucket.full_s)).items():
+                before = head.headers.get(name)
+                head.headers[name] = f"{before}, {value}" if before else value
+
+    @property
+    def _state_key(self) -> str:
+        return f"rate_limit/{self.store.name}"
+
+    def _fields(self, bucket: Bucket, reset_s: int) -> dict[str, str]:
+        """The fields of draft-ietf-httpapi-ratelimit-headers-11: a list of named policies.
+
+        `q` is the burst and `w` the time in which it comes back; `t` agrees with Retry-After.
+        """
+        name = "".join(item for item in self.store.name if " " <= item <= "~" and item not in '"\\')
+        return {
+            "ratelimit-policy": f'"{name}";{self._policy}',
+            "ratelimit": f'"{name}";r={bucket.remaining};t={reset_s}',
+        }
 
     def _key_of(self, request: Request) -> str:
         """The bucket's key. The prefix separates a client name from an equal address."""

@@ -27,8 +27,10 @@ from .chain import Chain, enter_lifespans
 from .checks import check_interceptor, check_settings
 from .errors import InterceptorError, LoadError
 from .hooks import Owner
+from .memory import MemoryEngine
 from .message import Request, Response, ResponseHead, forget_body
 from .refusals import error_format
+from .store import Store
 from .stream import EventCounts, Part, StreamChain
 
 __all__ = ["ChainResult", "NothingCalled", "run_chain", "run_json", "run_request", "run_response"]
@@ -260,6 +262,8 @@ async def _run_in_exchange(
             problems.append(problem)
 
     async with AsyncExitStack() as stack:
+        for owner in chain.owners:  # a new one for each run: times are of Trio's clock
+            owner.use_store(Store(MemoryEngine(), owner.name))
         await enter_lifespans(chain.owners, stack)
         async with trio.open_nursery() as nursery:
             request.spawn = lambda owner, async_fn, args: nursery.start_soon(

@@ -164,6 +164,8 @@ class Checker:
         or_null: str,
     ) -> Any:
         choices = choices_of(kind)
+        if value is False and "off" in choices:
+            value = "off"  # which YAML 1.1 reads as a boolean
         if any(value == choice and type(value) is type(choice) for choice in choices):
             return value
         near = nearest(value, map(str, choices)) if isinstance(value, str) else None

@@ -23,6 +23,7 @@ from ..config import Checked, check_config, log_warnings, single_upstream
 from ..errors import ConfigError, Problem, StartError
 from ..server.admin import bind_admin
 from ..server.listen import Tls, bind_sockets
+from ..server.local_store import LocalStore
 from ..server.reload import check_reload
 from ..server.serve import START_FAILED, Serving, hold_reloads, run_server
 from ..server.supervisor import run_workers
@@ -167,7 +168,13 @@ def _serve(arguments: argparse.Namespace) -> int:
     if arguments.certfile is not None:
         tls = Tls(arguments.certfile, arguments.keyfile)
         tls.check()
-    group = open_group(arguments.workers) if arguments.workers > 1 else None
+    store = None
+    if arguments.workers > 1 and config.store.url is None and config.store.local == "auto":
+        store = LocalStore.find()
+    store_url = None if store is None else store.url
+    group = open_group(arguments.workers, store_url) if arguments.workers > 1 else None
+    if group is not None and (store_url or config.store.url):
+        import coredis.connection  # noqa: F401  # once for all workers: 0.2 s of CPU and 11 MB
     serving = Serving(
         sockets=bind_sockets(
             arguments.bind or ["127.0.0.1:8000"], config.reverse_proxy.timeouts.send
@@ -187,7 +194,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         return new is not None
 
     return run_workers(
-        lambda index, fd: run_server(config, serving, index, fd), reload, group.memories
+        lambda index, fd: run_server(config, serving, index, fd), reload, group.memories, store
     )
 
 

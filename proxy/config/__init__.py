@@ -25,6 +25,7 @@ from .schema import (
     Retry,
     ReverseProxy,
     Route,
+    Store,
     Timeouts,
     Upstream,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "Retry",
     "ReverseProxy",
     "Route",
+    "Store",
     "Timeouts",
     "Upstream",
     "check_config",

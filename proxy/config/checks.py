@@ -16,6 +16,7 @@ import httpx
 from interceptors.paths import normal_path
 from interceptors.values import Mistake, nearest
 
+from ..store import address_problem
 from ..upstream.endpoints import place_of
 from .grammar import (
     endpoint_problem,
@@ -52,6 +53,7 @@ def mistakes_of(config: Config, bad: Collection[str] = ()) -> Iterator[Mistake]:
     yield from _heartbeat(proxy.heartbeat, "reverse_proxy")
     yield from _backoff(proxy.reconnect, "reverse_proxy")
     yield from _of_health(config)
+    yield from _of_store(config)
     for index, network in enumerate(proxy.trusted_proxies):
         if problem := network_problem(network):
             yield Mistake(f"reverse_proxy.trusted_proxies[{index}]", problem)
@@ -118,6 +120,17 @@ def _of_health(config: Config) -> Iterator[Mistake]:
             'must start with "/" and have no space: percent-encode it',
             f'did you mean "/{path}"?' if is_check_path(f"/{path}") else "",
         )
+
+
+def _of_store(config: Config) -> Iterator[Mistake]:
+    store = config.store
+    if store.url is not None and (problem := address_problem(store.url)):
+        yield Mistake("store.url", problem, shows_value=False)  # it may have a password
+    if store.ca_file is not None:
+        yield from _ca_file(store.ca_file, "store.ca_file")
+    for name in ("username", "password", "ca_file"):
+        if store.url is None and getattr(store, name) is not None:
+            yield Mistake(f"store.{name}", "requires store.url", shows_value=False)
 
 
 def _of_upstream(upstream: Upstream, path: str) -> Iterator[Mistake]:

@@ -225,8 +225,14 @@ def _with_files_of(config: Config, directory: Path) -> Config:
         else msgspec.structs.replace(item, ca_file=str(directory.resolve() / item.ca_file))
         for item in proxy.upstreams
     ]
+    store = config.store
+    if store.ca_file is not None:
+        ca_file = str(directory.resolve() / store.ca_file)
+        store = msgspec.structs.replace(store, ca_file=ca_file)
     return msgspec.structs.replace(
-        config, reverse_proxy=msgspec.structs.replace(proxy, upstreams=upstreams)
+        config,
+        reverse_proxy=msgspec.structs.replace(proxy, upstreams=upstreams),
+        store=store,
     )
 
 

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta, Struct
 
+from interceptors import OnStoreError
+
 __all__ = [
     "Admin",
     "BufferPoolSize",
@@ -30,6 +32,7 @@ __all__ = [
     "Retry",
     "ReverseProxy",
     "Route",
+    "Store",
     "Timeouts",
     "Upstream",
 ]
@@ -48,6 +51,7 @@ def _in_order(choices: Any) -> Meta:
 
 
 Dialect = Literal["openai", "anthropic", "mcp", "generic", "abort"]
+LocalStore = Literal["auto", "off"]
 LeakDetection = Literal["none", "sampled", "paranoid"]
 LogFormat = Literal["json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -309,6 +313,36 @@ class Drain(_Settings, frozen=True):
     """How long listeners stay open while `/readyz` already answers 503."""
 
 
+class Store(_Settings, frozen=True):
+    """State that workers and machines share: limits, budgets, sessions, logs."""
+
+    url: str | None = None
+    """The server, Valkey or Redis 7.0 or newer: `valkey://[user:password@]host[:port][/database]`,
+    `valkeys://` for TLS (`redis://` and `rediss://` mean the same), or `unix:///path`. null: in
+    memory, see `local`.
+    """
+    username: str | None = None
+    """The user (ACL), if the URL names none."""
+    password: str | None = None
+    """The password, if the URL has none."""
+    ca_file: str | None = None
+    """A PEM file of CA certificates to verify the server with. null: the system's. A relative path
+    starts at the configuration's directory.
+    """
+    prefix: str = "weirpool:"
+    """The beginning of every key and channel. Proxies with the same prefix share their state."""
+    timeout: Annotated[float, Meta(gt=0, le=30, extra={"unit": "seconds"})] = 0.25
+    """The longest wait for an answer of the store."""
+    on_error: Annotated[OnStoreError, _in_order(OnStoreError)] = "local"
+    """What limits do while the store is away. `local`: each worker counts alone, with its share of
+    the limit. `open`: everything is allowed. `closed`: requests that need the store get 503.
+    """
+    local: Annotated[LocalStore, _in_order(LocalStore)] = "auto"
+    """With several workers and no `url`. `auto`: they share a `valkey-server` or `redis-server` that
+    the supervisor starts, if one is on PATH. `off`: each worker counts alone, with its share.
+    """
+
+
 class Admin(_Settings, frozen=True):
     """The pages `/metrics`, `/healthz`, `/readyz` and `/status`."""
 
@@ -356,6 +390,7 @@ class Config(_Settings, frozen=True):
     reverse_proxy: ReverseProxy
     interceptors: list[InterceptorEntry] = []
     """The interceptors."""
+    store: Store = Store()
     reporting: Reporting = Reporting()
     drain: Drain = Drain()
     admin: Admin = Admin()

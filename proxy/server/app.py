@@ -162,6 +162,8 @@ async def _refuse_websocket(receive: Any, send: Any) -> None:
 async def _start(app: Weirpool, config: Config) -> list[trio.CancelScope]:
     """Start the worker's tasks. The scopes end them. Raises `ConfigError`."""
     worker = app.worker
+    store = await app.nursery.start(worker.stores.run)
+    worker.start_details["store"] = worker.stores.describe()
     await worker.generations.start(app.nursery)
     runs: list[Callable[[], Awaitable[None]]] = [
         lambda: run_reports(worker.pools, config.reporting.interval)
@@ -176,7 +178,7 @@ async def _start(app: Weirpool, config: Config) -> list[trio.CancelScope]:
     if admin_socket is not None:
         worker.start_details["admin"] = name_of(admin_socket)
         runs.append(partial(serve_admin, app.serve_page, admin_socket, config.admin))
-    return [await app.nursery.start(_owned, run) for run in runs]
+    return [*[await app.nursery.start(_owned, run) for run in runs], store]
 
 
 async def _owned(

@@ -19,7 +19,14 @@ from ..worker.worker import Worker
 
 __all__ = ["changed_paths", "check_reload", "reload_worker"]
 
-FIXED = ("reverse_proxy.buffer_pools", "reverse_proxy.leak_detection", "reporting", "admin", "log")
+FIXED = (
+    "reverse_proxy.buffer_pools",
+    "reverse_proxy.leak_detection",
+    "reporting",
+    "admin",
+    "log",
+    "store",
+)
 """Settings that need a new process."""
 
 _NO_FILE = "no configuration file to read again: the process was started with --upstream"

@@ -19,11 +19,13 @@ import structlog
 
 from ..worker.counters import CounterMemory
 from ..worker.logs import flush_log
+from .local_store import LocalStore
 from .serve import START_FAILED
 
 __all__ = ["run_workers"]
 
 _LEAST_LIFE_S = 1.0
+_STORE = -1  # in the place of a worker's index
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _HANDLED = (*_ENDING, signal.SIGHUP, signal.SIGCHLD)
 
@@ -32,6 +34,7 @@ def run_workers(
     run: Callable[[int, int], int],
     reload: Callable[[], bool],
     memories: Sequence[CounterMemory],
+    store: LocalStore | None = None,
 ) -> int:
     """Keep a worker for each of `memories` running until SIGTERM or SIGINT. `run(index, fd)` serves
     in the child and returns its exit status.
@@ -39,9 +42,10 @@ def run_workers(
     On SIGHUP, `reload()` decides whether workers reload too; later workers start with its result.
     Returns 0 if every worker ended well after the signal. A dead worker is replaced, at most once a
     second for each index. If one of the first workers cannot start to serve (`START_FAILED`), all
-    end, and that status is returned.
+    end, and that status is returned. `store`: a server that starts before them, is replaced in the
+    same way, and ends after them.
     """
-    return _Supervisor(run, reload, memories).run()
+    return _Supervisor(run, reload, memories, store).run()
 
 
 class _Supervisor:
@@ -50,7 +54,9 @@ class _Supervisor:
         run: Callable[[int, int], int],
         reload: Callable[[], bool],
         memories: Sequence[CounterMemory],
+        store: LocalStore | None,
     ) -> None:
+        self._store = store
         self._run = run
         self._reload = reload
         self._memories = memories
@@ -71,6 +77,15 @@ class _Supervisor:
                 number, _do_nothing
             )  # handlers only wake the loop, which then acts between two steps
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+        try:
+            return self._keep()
+        finally:
+            if self._store is not None:
+                self._store.stop()
+
+    def _keep(self) -> int:
+        if self._store is not None:
+            self._start(_STORE)
         for index in range(len(self._memories)):
             self._start(index)
         while self._workers or (self._due and not self._stopping):
@@ -98,6 +113,8 @@ class _Supervisor:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
+            if self._store is not None and pid == self._store.pid:
+                self._due[_STORE] = self._store.ended(os.waitstatus_to_exitcode(status))
             index, started_at = self._workers.pop(pid, (None, 0.0))
             if index is not None:
                 self._ended(index, pid, os.waitstatus_to_exitcode(status), started_at)
@@ -124,6 +141,10 @@ class _Supervisor:
         # Between fork and the change of handlers the child must not handle a signal as the parent.
         signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
         try:
+            if index == _STORE:
+                assert self._store is not None
+                self._store.start()
+                return
             pid = os.fork()
             if pid == 0:
                 self._become_worker(index)

@@ -235,6 +235,24 @@ class ProcessCollector(Collector):
         yield closed
 
 
+class StoreCollector(Collector):
+    def __init__(self, store: Callable[[], tuple[bool, Mapping[str, int]]]) -> None:
+        self._store = store
+
+    def collect(self) -> Iterable[Metric]:
+        is_up, failures = self._store()
+        up = GaugeMetricFamily(
+            "weirpool_store_up", "1: the store answers, or is this process's memory; 0: it is away."
+        )
+        up.add_metric([], is_up)
+        failed = CounterMetricFamily(
+            "weirpool_store_failures", "Calls of the store that failed.", labels=["kind"]
+        )
+        for kind, count in failures.items():
+            failed.add_metric([kind], count)
+        return (up, failed)
+
+
 class RouteCollector(Collector):
     def __init__(self, routes: Mapping[str, RouteTally]) -> None:
         self._routes = routes

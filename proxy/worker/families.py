@@ -29,6 +29,7 @@ RULES = {
     "buffer_pool_high_water": "max",
     "buffer_pool_reuse_rate": "share",
     "weirpool_endpoint_up": "min",
+    "weirpool_store_up": "min",
 }
 """How gauges of several workers become one; all others are added.
 

@@ -21,7 +21,7 @@ from contextlib import AsyncExitStack
 import structlog
 import trio
 
-from interceptors import Request
+from interceptors import Request, Store
 from interceptors.dialects.mcp_hooks import McpInterceptor
 from interceptors.hooks import Owner
 
@@ -82,8 +82,11 @@ class Generation:
 class Generations:
     """The current generation, and replaced ones that still have exchanges."""
 
-    def __init__(self, config: Config) -> None:
-        """Compile the first generation. Raises `ConfigError`."""
+    def __init__(self, config: Config, store_of: Callable[[str], Store]) -> None:
+        """Compile the first generation. `store_of`: the store of an interceptor, by its name.
+        Raises `ConfigError`.
+        """
+        self._store_of = store_of
         self.sessions = Sessions()
         """State that outlives generations."""
         self.sessions.mcp.owners_of = self._mcp_interceptors
@@ -224,6 +227,7 @@ class Generations:
             async with AsyncExitStack() as stack:
                 for index, owner in enumerate(generation.owners):
                     entering = f"interceptors[{index}]: the lifespan of {owner.name!r} failed"
+                    owner.use_store(self._store_of(owner.name))
                     await stack.enter_async_context(owner.interceptor.lifespan())
                 # A lifespan that could not be cancelled may finish entering when its caller has
                 # given up.

@@ -25,6 +25,7 @@ from .collectors import (
     PoolCollector,
     ProcessCollector,
     RouteCollector,
+    StoreCollector,
     WriterCounts,
     collected,
 )
@@ -55,9 +56,11 @@ class Metrics:
         collectors: Callable[[], Collectors] = tuple,
         upstreams: Callable[[], Mapping[str, Balancer]] = dict,
         memory: CounterMemory | None = None,
+        store: Callable[[], tuple[bool, Mapping[str, int]]] = lambda: (True, {}),
     ) -> None:
-        """`interceptor_totals`, `collectors` and `upstreams` are called on each scrape. `memory`
-        has the counters of the worker's predecessors, if any. Raises `ConfigError` as `check` does.
+        """`interceptor_totals`, `collectors`, `upstreams` and `store` (whether it is up, its failed
+        calls by kind) are called on each scrape. `memory` has the counters of the worker's
+        predecessors, if any. Raises `ConfigError` as `check` does.
         """
         self.memory = memory or new_memory()
         self.registry = CollectorRegistry(auto_describe=False)
@@ -69,6 +72,7 @@ class Metrics:
             InterceptorCollector(interceptor_totals),
             EndpointCollector(upstreams),
             ProcessCollector(),
+            StoreCollector(store),
         ]
         self._authors = AuthorsCollector(collectors)
         for collector in (*self._in_memory, *self._read):

@@ -51,11 +51,13 @@ class Group:
 
     mailboxes: Sequence[Mailbox]
     memories: Sequence[CounterMemory]
+    store_url: str | None = None
+    """The supervisor's own server for shared state."""
 
 
-def open_group(count: int) -> Group:
+def open_group(count: int, store_url: str | None = None) -> Group:
     """Make what `count` workers share."""
-    return Group(open_mailboxes(count), [new_memory() for _ in range(count)])
+    return Group(open_mailboxes(count), [new_memory() for _ in range(count)], store_url)
 
 
 def open_mailboxes(count: int) -> list[Mailbox]:

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 import trio
 
+from interceptors.store import Share
 from pools import Pools
 
 from ..config import Config
@@ -25,6 +26,7 @@ from .live import LiveExchange
 from .metrics import Metrics
 from .routes import Route, RouteTable
 from .siblings import Group, Siblings
+from .stores import Stores
 from .tally import new_memory
 
 __all__ = ["NO_ROUTE", "Worker"]
@@ -53,7 +55,13 @@ class Worker:
             json=(sizes.json.size, sizes.json.max_pooled),
             leak_detection=config.reverse_proxy.leak_detection,
         )
-        self.generations = Generations(config)
+        self.stores = Stores(
+            config.store,
+            Share(index, len(self.memories)),
+            None if group is None else group.store_url,
+        )
+        """What interceptors count and keep."""
+        self.generations = Generations(config, self.stores.of)
         bound_connections(config)
         self.metrics = Metrics(
             self.pools,
@@ -62,6 +70,7 @@ class Worker:
             collectors=self.generations.collectors,
             upstreams=lambda: self.routes.transports,
             memory=self.memory,
+            store=lambda: (self.stores.is_up, self.stores.failures),
         )
         self.generations.on_retire = self.metrics.keep
         self.via = Via(new_pseudonym())

@@ -115,7 +115,7 @@ def _walk(kind: mi.Type, path: str, extra: dict[str, Any]) -> Iterator[str]:
 def _headers() -> Iterator[str]:
     """Names in the code as text, and those of docs/forwarding.md."""
     for path in _MODULES:
-        if "bench" in path.parts or path.name in ("scaffold.py", "demo.py"):
+        if "bench" in path.parts or path.name in ("local_store.py", "demo.py"):
             continue
         other_text = {id(node.value) for node in _nodes(path) if isinstance(node, ast.Expr)}
         for node in _nodes(path):

@@ -22,6 +22,7 @@ from interceptors import (  # isort: skip
     Abort, AsyncStreamInterceptor, End, Event, EventResult, EventTooLarge, Headers, HookError, Interceptor,
     InterceptorError, LoadError, Needs, NotJson, OnError, Outcome, Request, Response, ResponseHead, StaleEvent,
     StreamAborted, StreamContext, StreamInterceptor, StreamOver,
+    Bucket, LogEntry, OnStoreError, Reservation, Store, StoreUnavailable, Window, WindowState,
 )
 from interceptors.dialects import (  # isort: skip
     AnthropicReader, Block, Finish, Kind, Made, MessageInterceptor, MessageStream, OpenAIChatReader,
@@ -458,6 +459,8 @@ def types(context: StreamContext, request: Request, head: ResponseHead) -> list[
     assert_type((context.route, context.dialect, context.client), tuple[str, str, str | None])
     assert_type((context.state, request.json()), tuple[dict[str, Any], Any])
     assert_type(context.start_soon(trio.sleep, 1), None)
+    shared = [context.store, Answers().store]
+    assert_type(shared, list[Store])
     text = Response("text", status=200, headers={"x-a": "b"})
     assert_type((text.status, text.headers, text.body), tuple[int, Headers, bytes])
     result = run_chain([Whole()], [b"data: a\n"], request=request, head=head, max_event_bytes=100)
@@ -473,6 +476,25 @@ def types(context: StreamContext, request: Request, head: ResponseHead) -> list[
         Response(json=None, headers=Headers({"x-a": "b"})),
         Response(events=[Event("a"), Event("b")]),
     ]
+
+
+async def shares(store: Store) -> None:
+    policy: OnStoreError = "open"
+    window = Window("ann/hour", 10, 3600.0, sliding=True, number=None)
+    assert_type(await store.take("ann", rate_per_s=1.0, burst=2, on_error=policy), Bucket)
+    held = await store.reserve(1, [window], force=False)
+    assert_type((held, held.allowed, held.refused), tuple[Reservation, bool, int | None])
+    assert_type((await store.spend(0, [window])).states, tuple[WindowState, ...])
+    assert_type(await store.settle(held, 1), bool)
+    assert_type(await store.put("k", b"v", keep_s=1, only_new=True), bool)
+    assert_type((await store.get("k"), await store.remove("k")), tuple[bytes | None, bool])
+    assert_type(await store.append("log", 1, 1, [b"a"], keep_s=1), bool)
+    assert_type(await store.read("log", after="1-1"), list[LogEntry])
+    assert_type((await store.last_id("log"), await store.now()), tuple[str | None, float])
+    await store.publish("log", b"stop")
+    async with store.subscribe("log") as messages:
+        assert_type(await messages.receive(), bytes)
+    assert_type(StoreUnavailable("why", "timeout").kind, str)
 
 
 def errors(error: InterceptorError | Abort) -> None:

@@ -12,8 +12,10 @@ import trio.testing
 
 from interceptors import Interceptor
 from proxy.config import Config, parse_config
+from proxy.config import Store as StoreSettings
 from proxy.errors import ConfigError
 from proxy.worker.generations import Generations
+from proxy.worker.stores import Stores
 
 DIARY: list[str] = []
 
@@ -58,7 +60,7 @@ interceptors: [{{name: noting, use: "{__name__}:Noting", options: {options}}}]
 @pytest.fixture
 async def generations(nursery: trio.Nursery) -> Generations:
     """With a first generation that has started."""
-    generations = Generations(configured("1"))
+    generations = Generations(configured("1"), Stores(StoreSettings()).of)
     await generations.start(nursery)
     return generations
 
@@ -150,7 +152,7 @@ async def test_what_is_entered_while_all_is_closed_is_left_at_once(
 
 async def test_an_exchange_without_a_lifespan_is_forgotten_too() -> None:
     """Under a server that has no lifespans nothing starts; what comes and goes is not kept."""
-    generations = Generations(configured("1"))
+    generations = Generations(configured("1"), Stores(StoreSettings()).of)
     generations.leave(open_exchange(generations))
     assert not generations.current.live
     assert not generations.current.over.is_set()

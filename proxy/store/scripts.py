@@ -1,0 +1,209 @@
+"""The Lua scripts of the store, and their digests.
+
+All times are the server's. A script reads and changes only the keys it is given, so it is atomic
+and works with ACLs on key patterns. Errors of a script change nothing: each checks before it writes.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha1
+
+__all__ = ["ADD", "APPEND", "PROBE", "RESERVE", "SCRIPTS", "SETTLE", "TAKE", "Script"]
+
+
+class Script:
+    """A script, called by its digest."""
+
+    __slots__ = ("sha", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text.encode()
+        # S324: the server names a script by its SHA-1.
+        self.sha = sha1(self.text).hexdigest().encode()  # noqa: S324
+
+
+TAKE = Script("""
+-- KEYS: bucket. ARGV: microseconds a token, burst, cost, least microseconds until it is full.
+-- GCRA: the value is when the bucket will be full. Returns {allowed, wait, until full}.
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local interval, burst, cost = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local known = tonumber(redis.call('GET', KEYS[1]) or 0)
+local full = math.max(known, now + tonumber(ARGV[4]))
+local wait = math.max(0, full + (cost - burst) * interval - now)
+if wait == 0 then full = full + cost * interval end
+if full > known and full > now then
+    -- Quarters are exact in a double of this size, so sums have no rounding errors.
+    local keep = math.ceil((full - now) / 1000) + 1
+    redis.call('SET', KEYS[1], string.format('%.2f', full), 'PX', keep)
+end
+return {wait == 0 and 1 or 0, math.ceil(wait), math.ceil(full - now)}
+""")
+
+_WINDOWS = """
+-- A window is a hash: n number, c used, p previous, r:OWNER reserved by an owner.
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function load(key, number)
+    local window = {number = -1, used = 0, previous = 0, owners = {}}
+    local fields = redis.call('HGETALL', key)
+    for at = 1, #fields, 2 do
+        local name, value = fields[at], tonumber(fields[at + 1])
+        if name == 'n' then window.number = value
+        elseif name == 'c' then window.used = value
+        elseif name == 'p' then window.previous = value
+        else window.owners[string.sub(name, 3)] = value end
+    end
+    if number > window.number then
+        window.previous = number == window.number + 1 and window.used or 0
+        window.number, window.used, window.owners, window.rolled = number, 0, {}, true
+    end
+    return window
+end
+local function store(key, window, length)
+    if window.rolled then redis.call('DEL', key) end
+    redis.call('HSET', key, 'n', window.number, 'c', window.used, 'p', window.previous)
+    redis.call('PEXPIRE', key, 2 * length)
+end
+"""
+
+RESERVE = Script(
+    _WINDOWS
+    + """
+-- KEYS: owners, the owner's reservations, windows. ARGV: owner, id, amount, spend, force, lease;
+-- for each window: limit, length in ms, sliding, number or -1, a window's number and least use.
+-- Returns {refused or 0}, then for each window: number, used, reserved, ms until its end.
+local owner, id, amount = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local spend, force, lease = ARGV[4] == '1', ARGV[5] == '1', tonumber(ARGV[6])
+local windows, result = {}, {0}
+for at = 1, #KEYS - 2 do
+    local key, base = KEYS[at + 2], 6 + (at - 1) * 6
+    local limit, length = tonumber(ARGV[base + 1]), tonumber(ARGV[base + 2])
+    local number, left = tonumber(ARGV[base + 4]), length
+    if number < 0 then
+        number = math.floor(now / length)
+        left = length - now % length
+    end
+    local window, reserved = load(key, number), 0
+    if tonumber(ARGV[base + 5]) == number and tonumber(ARGV[base + 6]) > window.used then
+        window.used = tonumber(ARGV[base + 6])
+        store(key, window, length)
+    end
+    for name, value in pairs(window.owners) do
+        local ends = redis.call('ZSCORE', KEYS[1], name)
+        if ends and tonumber(ends) > now then
+            reserved = reserved + value
+        elseif name ~= owner then
+            redis.call('HDEL', key, 'r:' .. name)
+        else
+            reserved = reserved + value
+        end
+    end
+    local used = window.used
+    if ARGV[base + 3] == '1' then used = used + math.ceil(window.previous * left / length) end
+    if result[1] == 0 and used + reserved + amount > limit then result[1] = at end
+    window.length = length
+    windows[at] = window
+    for _, value in ipairs({window.number, used, reserved, left}) do
+        result[#result + 1] = value
+    end
+end
+if amount == 0 or (result[1] ~= 0 and not force) then return result end
+for at, window in ipairs(windows) do
+    local key = KEYS[at + 2]
+    if spend then window.used = window.used + amount end
+    store(key, window, window.length)
+    if not spend then redis.call('HINCRBY', key, 'r:' .. owner, amount) end
+    local place = 2 + (at - 1) * 4 + (spend and 1 or 2)
+    result[place] = result[place] + amount
+end
+if not spend then
+    redis.call('ZADD', KEYS[1], 'GT', now + lease, owner)
+    redis.call('HSET', KEYS[2], id, amount)
+    redis.call('PEXPIRE', KEYS[2], 86400000)
+end
+return result
+"""
+)
+
+_COUNT = """
+-- Counts in the window that an amount belongs to, although a later one may have begun.
+local function count(key, number, length, used, owner, reserved)
+    local window = load(key, number)
+    if window.number == number then window.used = window.used + used
+    elseif window.number == number + 1 then window.previous = window.previous + used
+    else return end
+    store(key, window, length)
+    if window.number == number and reserved > 0 and window.owners[owner] then
+        local left = window.owners[owner] - reserved
+        if left > 0 then redis.call('HSET', key, 'r:' .. owner, left)
+        else redis.call('HDEL', key, 'r:' .. owner) end
+    end
+end
+"""
+
+SETTLE = Script(
+    _WINDOWS
+    + _COUNT
+    + """
+-- KEYS: the owner's reservations, windows. ARGV: owner, id, amount; for each window: number, length.
+-- Returns 1, or 0 if it was settled before.
+local reserved = redis.call('HGET', KEYS[1], ARGV[2])
+if not reserved then return 0 end
+redis.call('HDEL', KEYS[1], ARGV[2])
+for at = 1, #KEYS - 1 do
+    local base = 3 + (at - 1) * 2
+    count(KEYS[at + 1], tonumber(ARGV[base + 1]), tonumber(ARGV[base + 2]), tonumber(ARGV[3]),
+        ARGV[1], tonumber(reserved))
+end
+return 1
+"""
+)
+
+ADD = Script(
+    _WINDOWS
+    + _COUNT
+    + """
+-- KEYS: a mark, windows. ARGV: amount; for each window: number, length. Once for each mark.
+if not redis.call('SET', KEYS[1], '1', 'NX', 'PX', 3600000) then return 0 end
+for at = 1, #KEYS - 1 do
+    local base = 1 + (at - 1) * 2
+    count(KEYS[at + 1], tonumber(ARGV[base + 1]), tonumber(ARGV[base + 2]), tonumber(ARGV[1]), '', 0)
+end
+return 1
+"""
+)
+
+APPEND = Script("""
+-- KEYS: log. ARGV: channel, epoch, first seq, ms to keep it, most entries, entries.
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+local epoch, seq = tonumber(ARGV[2]), tonumber(ARGV[3])
+if last[1] then
+    local had, at = string.match(last[1][1], '(%d+)-(%d+)')
+    had, at = tonumber(had), tonumber(at)
+    if epoch < had or (epoch == had and seq <= at) then return 0 end
+end
+local id
+for at = 6, #ARGV do
+    id = ARGV[2] .. '-' .. string.format('%d', seq + at - 6)
+    redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[5], id, 'd', ARGV[at])
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+redis.call('PUBLISH', ARGV[1], id)
+return 1
+""")
+
+PROBE = Script("""
+-- KEYS: probe, owners, the owner's reservations. ARGV: owner, lease in ms.
+-- Shows that the server can write, and renews the lease of the owner's reservations.
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('SET', KEYS[1], '1', 'PX', 60000)
+redis.call('ZADD', KEYS[2], 'GT', now + tonumber(ARGV[2]), ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - 86400000)
+redis.call('PEXPIRE', KEYS[2], 172800000)
+redis.call('PEXPIRE', KEYS[3], 86400000)
+return now
+""")
+
+SCRIPTS = (TAKE, RESERVE, SETTLE, ADD, APPEND, PROBE)
