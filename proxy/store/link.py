@@ -172,7 +172,7 @@ class Link:
         self._ended = trio.Event()
         if self._down_since is not None:
             away_s = round(trio.current_time() - self._down_since, 3)
-            structlog.get_logger("proxy").info(
+            structlog.get_logger("proxy").warning(
                 "store_up", store=str(self.address), away_seconds=away_s
             )
         self._down_since = None

@@ -44,6 +44,7 @@ reverse_proxy:
   routes: [{{path: /, upstream: up, interceptors: [limit]}}]
 interceptors: [{{name: limit, use: rate_limit, options: {limit}}}]
 store: {store}
+log: {{level: warning}}
 """)
         async with open_proxy(config) as proxy:
             yield proxy
