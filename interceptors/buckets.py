@@ -8,7 +8,7 @@ starts with that bucket. So no key gets a full bucket from an eviction.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from heapq import heappop, heappush, heapreplace
 
 from .store import Bucket
@@ -29,8 +29,9 @@ class Buckets:
     def __len__(self) -> int:
         return len(self._full_at)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._full_at)
+    def items(self) -> Iterable[tuple[str, float]]:
+        """The key of each bucket that is not full, and when it is."""
+        return self._full_at.items()
 
     def take(
         self, key: str, rate_per_s: float, burst: int, cost: int, max_keys: int, now: float

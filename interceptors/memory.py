@@ -164,9 +164,10 @@ class MemoryEngine:
         """The buckets of a table."""
         return self._buckets.setdefault(table, Buckets())
 
-    def bucket_keys(self) -> set[tuple[str, str]]:
-        """The table and key of every bucket that is not full."""
-        return {(table, key) for table, buckets in self._buckets.items() for key in buckets}
+    def all_buckets(self) -> Iterator[tuple[str, str, float]]:
+        """The table, the key and the time at which it is full, of every bucket."""
+        for table, buckets in self._buckets.items():
+            yield from ((table, key, full_at) for key, full_at in buckets.items())
 
     async def take(
         self,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from random import random
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ import trio
 from interceptors.store import StoreUnavailable
 
 from .address import Address
-from .scripts import SCRIPTS, Script
+from .scripts import SCRIPTS, Call, Script
 
 if TYPE_CHECKING:
     from coredis.connection import BaseConnection
@@ -50,9 +50,14 @@ class Link:
     """`call` runs a script while the link is up."""
 
     def __init__(
-        self, address: Address, timeout_s: float, *, ca_file: str | None, probe: Callable[[], Any]
+        self,
+        address: Address,
+        timeout_s: float,
+        *,
+        ca_file: str | None,
+        first_calls: Callable[[], Iterable[Call]],
     ) -> None:
-        """`probe`: the script, keys and arguments that show that the server can write."""
+        """`first_calls`: what must be answered, each in time, before the link is up."""
         self.address = address
         self.timeout_s = timeout_s
         self.is_up = False
@@ -64,7 +69,7 @@ class Link:
         """Called with each message of a subscription. Must not block."""
         logging.getLogger("coredis").propagate = False  # it logs what `store_down` reports
         self._ca_file = ca_file
-        self._probe = probe
+        self._first_calls = first_calls
         self._connection: BaseConnection | None = None
         self._ended = trio.Event()
         self._answers = 0
@@ -218,18 +223,21 @@ class Link:
         if not version.split(".")[0].isdecimal() or int(version.split(".")[0]) < _LEAST_VERSION:
             raise StoreUnavailable(f"the server is version {version}; 7.0 is required", "reply")
         try:
-            with trio.move_on_after(_SCRIPTS_S):
+            with trio.fail_after(_SCRIPTS_S):
                 loads = [connection.create_request(b"SCRIPT LOAD", item.text) for item in SCRIPTS]
                 for load in loads:
                     await load
-                script, keys, args = self._probe()
-                with trio.move_on_after(self.timeout_s):
-                    await connection.create_request(b"EVALSHA", script.sha, len(keys), *keys, *args)
-                    return connection
+            for script, keys, args in self._first_calls():
+                command = (b"EVALSHA", script.sha, len(keys), *keys, *args)
+                deadline = trio.current_time() + self.timeout_s
+                await _answer(connection.create_request(*command), deadline)
+        except (TimeoutError, trio.TooSlowError):
+            text = f"no answer within {self.timeout_s:g} s"
+            raise StoreUnavailable(text, "timeout") from None
         except Exception as error:
             kind, text = self._reason(error)
             raise StoreUnavailable(text, kind) from error
-        raise StoreUnavailable(f"no answer within {self.timeout_s:g} s", "timeout")
+        return connection
 
     def _new_connection(self) -> BaseConnection:
         from coredis import connection as transport

@@ -6,9 +6,23 @@ and works with ACLs on key patterns. Errors of a script change nothing: each che
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha1
+from typing import Any
 
-__all__ = ["ADD", "APPEND", "PROBE", "RESERVE", "SCRIPTS", "SETTLE", "TAKE", "Script"]
+__all__ = [
+    "ADD",
+    "APPEND",
+    "PROBE",
+    "RESERVE",
+    "RESTORE_BUCKETS",
+    "RESTORE_WINDOWS",
+    "SCRIPTS",
+    "SETTLE",
+    "TAKE",
+    "Call",
+    "Script",
+]
 
 
 class Script:
@@ -22,22 +36,38 @@ class Script:
         self.sha = sha1(self.text).hexdigest().encode()  # noqa: S324
 
 
+Call = tuple[Script, Sequence[str], Sequence[Any]]
+"""A script, its keys and its arguments."""
+
 TAKE = Script("""
--- KEYS: bucket. ARGV: microseconds a token, burst, cost, least microseconds until it is full.
+-- KEYS: bucket. ARGV: microseconds a token, burst, cost.
 -- GCRA: the value is when the bucket will be full. Returns {allowed, wait, until full}.
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local interval, burst, cost = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local known = tonumber(redis.call('GET', KEYS[1]) or 0)
-local full = math.max(known, now + tonumber(ARGV[4]))
-local wait = math.max(0, full + (cost - burst) * interval - now)
-if wait == 0 then full = full + cost * interval end
-if full > known and full > now then
-    -- Quarters are exact in a double of this size, so sums have no rounding errors.
-    local keep = math.ceil((full - now) / 1000) + 1
-    redis.call('SET', KEYS[1], string.format('%.2f', full), 'PX', keep)
+local full = math.max(now, tonumber(redis.call('GET', KEYS[1]) or 0))
+local wait = full + (cost - burst) * interval - now
+if wait > 0 then
+    return {0, math.ceil(wait), math.ceil(full - now)}
 end
-return {wait == 0 and 1 or 0, math.ceil(wait), math.ceil(full - now)}
+full = full + cost * interval
+-- Quarters are exact in a double of this size, so sums have no rounding errors.
+redis.call('SET', KEYS[1], string.format('%.2f', full), 'PX', math.ceil((full - now) / 1000) + 1)
+return {1, 0, math.ceil(full - now)}
+""")
+
+RESTORE_BUCKETS = Script("""
+-- KEYS: buckets. ARGV: least microseconds until each is full.
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+for at, key in ipairs(KEYS) do
+    local left = tonumber(ARGV[at])
+    if now + left > tonumber(redis.call('GET', key) or 0) then
+        local full = string.format('%.2f', now + left)
+        redis.call('SET', key, full, 'PX', math.ceil(left / 1000) + 1)
+    end
+end
+return 1
 """)
 
 _WINDOWS = """
@@ -71,13 +101,13 @@ RESERVE = Script(
     _WINDOWS
     + """
 -- KEYS: owners, the owner's reservations, windows. ARGV: owner, id, amount, spend, force, lease;
--- for each window: limit, length in ms, sliding, number or -1, a window's number and least use.
+-- for each window: limit, length in ms, sliding, number or -1.
 -- Returns {refused or 0}, then for each window: number, used, reserved, ms until its end.
 local owner, id, amount = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local spend, force, lease = ARGV[4] == '1', ARGV[5] == '1', tonumber(ARGV[6])
 local windows, result = {}, {0}
 for at = 1, #KEYS - 2 do
-    local key, base = KEYS[at + 2], 6 + (at - 1) * 6
+    local key, base = KEYS[at + 2], 6 + (at - 1) * 4
     local limit, length = tonumber(ARGV[base + 1]), tonumber(ARGV[base + 2])
     local number, left = tonumber(ARGV[base + 4]), length
     if number < 0 then
@@ -85,10 +115,6 @@ for at = 1, #KEYS - 2 do
         left = length - now % length
     end
     local window, reserved = load(key, number), 0
-    if tonumber(ARGV[base + 5]) == number and tonumber(ARGV[base + 6]) > window.used then
-        window.used = tonumber(ARGV[base + 6])
-        store(key, window, length)
-    end
     for name, value in pairs(window.owners) do
         local ends = redis.call('ZSCORE', KEYS[1], name)
         if ends and tonumber(ends) > now then
@@ -123,6 +149,22 @@ if not spend then
     redis.call('PEXPIRE', KEYS[2], 86400000)
 end
 return result
+"""
+)
+
+RESTORE_WINDOWS = Script(
+    _WINDOWS
+    + """
+-- KEYS: windows. ARGV: for each: number, length in ms, least use.
+for at, key in ipairs(KEYS) do
+    local number, used = tonumber(ARGV[at * 3 - 2]), tonumber(ARGV[at * 3])
+    local window = load(key, number)
+    if window.number == number and window.used < used then
+        window.used = used
+        store(key, window, tonumber(ARGV[at * 3 - 1]))
+    end
+end
+return 1
 """
 )
 
@@ -206,4 +248,4 @@ redis.call('PEXPIRE', KEYS[3], 86400000)
 return now
 """)
 
-SCRIPTS = (TAKE, RESERVE, SETTLE, ADD, APPEND, PROBE)
+SCRIPTS = (TAKE, RESTORE_BUCKETS, RESERVE, RESTORE_WINDOWS, SETTLE, ADD, APPEND, PROBE)

@@ -1,14 +1,14 @@
 """`ValkeyEngine`: the store on a server of Valkey or Redis, and what limits do while it is away.
 
-Every call is one script or command. A limit's answer is also noted in the worker's memory: so a
-worker that must count alone goes on from what it last saw, and the server, when it is back, never
-gets less than that (`take`). What was spent meanwhile is added to the server's counts then.
+Every call is one script or command. A limit's answer is also noted in the worker's memory, so a
+worker that must count alone goes on from what it last saw. When the server is back, it first gets
+what the worker has seen, in case it has lost that, and then what was spent meanwhile.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from secrets import token_hex
 from typing import Any
@@ -28,13 +28,24 @@ from interceptors.store import (
 
 from .address import Address
 from .link import Link
-from .scripts import ADD, APPEND, PROBE, RESERVE, SETTLE, TAKE
+from .scripts import (
+    ADD,
+    APPEND,
+    PROBE,
+    RESERVE,
+    RESTORE_BUCKETS,
+    RESTORE_WINDOWS,
+    SETTLE,
+    TAKE,
+    Call,
+)
 
 __all__ = ["ValkeyEngine"]
 
 _LEASE_MS = 30_000
 _RENEW_S = 10.0
 _AGAIN_S = 0.5
+_BATCH = 500
 _MOST_UNSETTLED = 100_000
 _MOST_US = 2.0**52
 
@@ -53,7 +64,7 @@ class ValkeyEngine:
         ca_file: str | None = None,
     ) -> None:
         """`local`: what this worker counts in while the server is away."""
-        self.link = Link(address, timeout_s, ca_file=ca_file, probe=self._probe)
+        self.link = Link(address, timeout_s, ca_file=ca_file, first_calls=self._first_calls)
         self.link.on_up = self._resume
         self.link.on_message = self._deliver
         self._local = local
@@ -63,10 +74,7 @@ class ValkeyEngine:
         self._subscribers = Subscribers()
         self._unsettled: dict[str, tuple[Reservation, int]] = {}
         self._settling = trio.Event()
-        self._seen: Aging[tuple[int, int]] = Aging()
-        # Buckets and windows that the server may know less of than this worker, since it was away.
-        # Only these send what was seen: the way to the server takes time, which would add up.
-        self._unsure: set[tuple[str, str]] = set()
+        self._seen: Aging[tuple[int, int, int]] = Aging()  # number, length in ms, use
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the connection and the leases of reservations, until cancelled."""
@@ -88,13 +96,7 @@ class ValkeyEngine:
     ) -> Bucket:
         buckets, began = self._local.buckets(table), trio.current_time()
         interval = max(0.25, round(4e6 / rate_per_s) / 4)
-        least_us = 0.0
-        if (table, key) in self._unsure:
-            self._unsure.discard((table, key))
-            # Less the time that the question may take: never more than the server's own state.
-            least_s = buckets.full_at(key) - began - self.link.timeout_s
-            least_us = min(max(0.0, least_s * 1e6), _MOST_US)
-        args = (f"{interval:.2f}", burst, cost, math.floor(least_us))
+        args = (f"{interval:.2f}", burst, cost)
         try:
             answer = await self.link.call(TAKE, [f"{self._prefix}b:{table}:{key}"], args)
             allowed, wait_us, full_us = self._whole(answer, 3)
@@ -126,7 +128,6 @@ class ValkeyEngine:
         for item in windows:
             number = -1 if item.number is None else item.number
             args += [item.limit, round(item.length_s * 1000), int(item.sliding), number]
-            args += self._least(item)
         try:
             answer = await self.link.call(RESERVE, keys, args)
             refused, *states = self._whole(answer, 1 + 4 * len(windows))
@@ -152,15 +153,9 @@ class ValkeyEngine:
         for item, state in zip(windows, found, strict=True):
             if not item.sliding:
                 ends_at = self._local.clock() + item.length_s
-                self._seen.put(item.key, (state.number, state.used), ends_at)
+                seen = (state.number, round(item.length_s * 1000), state.used)
+                self._seen.put(item.key, seen, ends_at)
         return reservation
-
-    def _least(self, window: Window) -> tuple[int, int]:
-        """Number and least use of a window, if the server may have lost it."""
-        if ("", window.key) not in self._unsure:
-            return -1, 0
-        self._unsure.discard(("", window.key))
-        return self._seen.get(window.key, self._local.clock()) or (-1, 0)
 
     async def _reserve_here(
         self, id: str, amount: int, windows: tuple[Window, ...], *, spend: bool, force: bool
@@ -232,7 +227,7 @@ class ValkeyEngine:
             await trio.sleep(_RENEW_S)
             if self.link.is_up:
                 try:
-                    await self.link.call(*self._probe())
+                    await self.link.call(*self._probe)
                 except StoreUnavailable:
                     continue
 
@@ -301,7 +296,6 @@ class ValkeyEngine:
 
     def _resume(self) -> None:
         """Subscribe again, wake every subscriber, and settle what is left."""
-        self._unsure = self._local.bucket_keys() | {("", key) for key in self._seen}
         for channel in self._subscribers.channels:
             self.link.send(b"SUBSCRIBE", channel)
             self._subscribers.send(channel, b"")
@@ -310,8 +304,32 @@ class ValkeyEngine:
     def _deliver(self, channel: str, message: bytes) -> None:
         self._subscribers.send(channel, message)
 
-    def _probe(self) -> tuple[Any, list[str], list[Any]]:
+    @property
+    def _probe(self) -> Call:
         return PROBE, [f"{self._prefix}p", *self._owner_keys()], [self._owner, _LEASE_MS]
+
+    def _first_calls(self) -> Iterator[Call]:
+        """The probe, then what the server may have lost, or not seen since it was away."""
+        yield self._probe
+        # Less the time that a call may take: never more than the server's own state.
+        began = trio.current_time() + self.link.timeout_s
+        buckets = [
+            (f"{self._prefix}b:{table}:{key}", min((full_at - began) * 1e6, _MOST_US))
+            for table, key, full_at in self._local.all_buckets()
+            if full_at > began
+        ]
+        for at in range(0, len(buckets), _BATCH):
+            keys, left = zip(*buckets[at : at + _BATCH], strict=True)
+            yield RESTORE_BUCKETS, keys, [math.floor(item) for item in left]
+        now = self._local.clock()
+        windows = [
+            (f"{self._prefix}w:{key}", seen)
+            for key in list(self._seen)
+            if (seen := self._seen.get(key, now)) is not None
+        ]
+        for at in range(0, len(windows), _BATCH):
+            names, found = zip(*windows[at : at + _BATCH], strict=True)
+            yield RESTORE_WINDOWS, names, [number for item in found for number in item]
 
     def _owner_keys(self) -> tuple[str, str]:
         return f"{self._prefix}o", f"{self._prefix}r:{self._owner}"
