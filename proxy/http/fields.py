@@ -14,7 +14,7 @@ from interceptors.tokens import FIELD_VALUE, TOKEN
 from ..errors import RequestRefused
 from .head import MAX_HEAD_BYTES
 from .request import RequestHead, one_length
-from .target import origin_port, parse_host
+from .target import Host, origin_port, parse_host
 
 __all__ = ["are_trailers", "read_request_head"]
 
@@ -33,6 +33,8 @@ _PSEUDO = frozenset((b":method", b":scheme", b":authority", b":path", b":protoco
 _OF_CONNECTION = frozenset(
     b"connection proxy-connection keep-alive transfer-encoding upgrade".split()
 )
+_WRITTEN_ANEW = frozenset((b"host", b"content-length", b"cookie"))
+_READ_HERE = _OF_CONNECTION | _WRITTEN_ANEW | {b"te", b"expect"}
 _LINE_BYTES = 4  # what a field's line in HTTP/1.1 has besides its name and its value
 
 
@@ -47,7 +49,7 @@ def read_request_head(fields: Fields, *, ended: bool) -> RequestHead:
 
 def are_trailers(fields: Fields) -> bool:
     """Whether these fields may follow a request's body (RFC 9113, section 8.1)."""
-    return _are_valid(fields)
+    return _are_valid(fields) and not any(map(_is_of_connection, fields))
 
 
 def _read(fields: Fields, ended: bool) -> RequestHead:
@@ -62,19 +64,32 @@ def _read(fields: Fields, ended: bool) -> RequestHead:
     headers = fields[count:]
     if len(pseudo) != count or not pseudo.keys() <= _PSEUDO:
         raise _malformed("a pseudo-header field twice, or an unknown one")
-    if not _are_valid(headers):
+    read = [field for field in headers if field[0] in _READ_HERE]
+    if not _are_valid(headers) or any(map(_is_of_connection, read)):
         raise _malformed("a header field that HTTP/2 does not allow")
     method, target = _line(pseudo)
-    headers = _joined(headers)
-    authority = pseudo.get(b":authority")
-    if authority is not None:
-        _check_host(headers, authority, pseudo.get(b":scheme", b"").decode("ascii").lower())
-        headers = [(b"host", authority), *(item for item in headers if item[0] != b"host")]
-    elif not any(name == b"host" for name, _ in headers):
-        raise _malformed("neither :authority nor Host")
-    length, headers = _length(headers, ended)
-    expects = any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
-    return RequestHead(method, target, headers, "2", length, True, expects and not ended)
+    host, lengths = _host(pseudo, _values(read, b"host")), _values(read, b"content-length")
+    length = b"0" if ended else None
+    if lengths:
+        length = one_length(lengths)
+        if length is None or (ended and int(length)):
+            raise _malformed("a Content-Length that is not one number, or not the body's")
+    headers = [field for field in headers if field[0] not in _WRITTEN_ANEW]
+    headers.insert(0, (b"host", host))
+    if lengths and length is not None:
+        headers.append((b"content-length", length))
+    if crumbs := _values(read, b"cookie"):
+        headers.append((b"cookie", b"; ".join(crumbs)))  # RFC 9113, section 8.2.3
+    return RequestHead(
+        method=method,
+        target=target,
+        headers=headers,
+        version="2",
+        length=None if length is None else int(length),
+        keep_alive=True,
+        expects_continue=not ended
+        and any(value.lower() == b"100-continue" for value in _values(read, b"expect")),
+    )
 
 
 def _line(pseudo: dict[bytes, bytes]) -> tuple[str, bytes]:
@@ -84,7 +99,9 @@ def _line(pseudo: dict[bytes, bytes]) -> tuple[str, bytes]:
     if _METHOD.fullmatch(method) is None:
         raise _malformed("no :method, or one that is not a token")
     name = method.decode("ascii").upper()
-    if any(item is not None and _TARGET.fullmatch(item) is None for item in (authority, path)):
+    if (path is not None and _TARGET.fullmatch(path) is None) or (
+        authority is not None and _TARGET.fullmatch(authority) is None
+    ):
         raise _malformed("an empty :authority or :path, or one that no URL can have")
     tunnels = name == "CONNECT" and b":protocol" not in pseudo
     if b":protocol" in pseudo and name != "CONNECT":
@@ -100,49 +117,39 @@ def _line(pseudo: dict[bytes, bytes]) -> tuple[str, bytes]:
 
 def _are_valid(fields: Fields) -> bool:
     lines = b"".join([b"%b:%b\n" % field for field in fields])
-    if _FIELDS.fullmatch(lines) is None or lines.count(b"\n") != len(fields):
-        return False
-    return not any(
-        name in _OF_CONNECTION or (name == b"te" and value.lower() != b"trailers")
-        for name, value in fields
-    )
+    return _FIELDS.fullmatch(lines) is not None and lines.count(b"\n") == len(fields)
 
 
-def _joined(headers: Fields) -> Fields:
-    """One Cookie of its crumbs (RFC 9113, section 8.2.3)."""
-    crumbs = [value for name, value in headers if name == b"cookie"]
-    if len(crumbs) < 2:
-        return headers
-    others = [item for item in headers if item[0] != b"cookie"]
-    return [*others, (b"cookie", b"; ".join(crumbs))]
+def _is_of_connection(field: tuple[bytes, bytes]) -> bool:
+    name, value = field
+    return name in _OF_CONNECTION or (name == b"te" and value.lower() != b"trailers")
 
 
-def _check_host(headers: Fields, authority: bytes, scheme: str) -> None:
-    """Host, if there is one, must name what `:authority` names (RFC 9113, section 8.3.1)."""
-    for name, value in headers:
-        if name == b"host" and value != authority:
-            own, other = parse_host(value), parse_host(authority)
-            if (
-                own is None
-                or other is None
-                or own.name != other.name
-                or origin_port(scheme, own.port) != origin_port(scheme, other.port)
-            ):
-                raise _malformed("a Host that differs from :authority")
+def _host(pseudo: dict[bytes, bytes], values: list[bytes]) -> bytes:
+    """`:authority`, or else Host; where there are both, they must name the same (RFC 9113, section
+    8.3.1).
+    """
+    authority = pseudo.get(b":authority")
+    if len(values) > 1 or (authority is None and not values):
+        raise _malformed("neither :authority nor one Host, or more than one Host")
+    if authority is None:
+        return values[0]
+    for value in values:
+        own, other = parse_host(value), parse_host(authority)
+        if value != authority and (
+            own is None or other is None or _origin(pseudo, own) != _origin(pseudo, other)
+        ):
+            raise _malformed("a Host that differs from :authority")
+    return authority
 
 
-def _length(headers: Fields, ended: bool) -> tuple[int | None, Fields]:
-    """The length of the body, and the fields with one Content-Length."""
-    values = [value for name, value in headers if name == b"content-length"]
-    if not values:
-        return (0 if ended else None), headers
-    one = one_length(values)
-    if one is None or (ended and int(one)):
-        raise _malformed("a Content-Length that is not one number, or not the body's")
-    if values != [one]:
-        others = [item for item in headers if item[0] != b"content-length"]
-        headers = [*others, (b"content-length", one)]
-    return int(one), headers
+def _origin(pseudo: dict[bytes, bytes], host: Host) -> tuple[str, int | None]:
+    scheme = pseudo.get(b":scheme", b"").decode("ascii").lower()
+    return host.name, origin_port(scheme, host.port)
+
+
+def _values(fields: Fields, wanted: bytes) -> list[bytes]:
+    return [value for name, value in fields if name == wanted]
 
 
 def _malformed(what: str) -> RequestRefused:

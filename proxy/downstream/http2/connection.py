@@ -58,11 +58,13 @@ class Server(Ending, Protocol):
 
 
 class _Worker:
-    """A task between two requests."""
+    """A task that serves requests."""
 
-    __slots__ = ("_stream", "_wait")
+    __slots__ = ("_stream", "_wait", "scope")
 
     def __init__(self, hub: Hub) -> None:
+        self.scope = trio.CancelScope()
+        """In which requests are served. An exchange that ends early cancels it."""
         self._wait = Wait(hub)
         self._stream: Http2Stream | None = None
 
@@ -250,12 +252,18 @@ class Http2Connection:
     async def _work(self, stream: Http2Stream | None) -> None:
         """Serve this request, and then others while there are few such tasks."""
         worker = _Worker(self.hub)
-        while stream is not None:
-            await self._serve_one(stream)
-            stream = None
-            if not self.output.lost and len(self._workers) < _MAX_WORKERS:
-                self._workers.append(worker)
-                stream = await worker.next()
+        with worker.scope:
+            while stream is not None:
+                stream.scope = worker.scope
+                await self._serve_one(stream)
+                await self._server.count_request()
+                stream = None
+                is_spare = self.output.lost or len(self._workers) >= _MAX_WORKERS
+                if not is_spare and not worker.scope.cancel_called:
+                    self._workers.append(worker)
+                    stream = await worker.next()
+        if worker.scope.cancelled_caught:  # by the exchange
+            await self._server.count_request()
 
     async def _serve_one(self, stream: Http2Stream) -> None:
         try:
@@ -264,7 +272,6 @@ class Http2Connection:
             structlog.get_logger("proxy").error("internal_error", exc_info=error)
         finally:
             self._conclude(stream)
-        await self._server.count_request()
 
     def _conclude(self, stream: Http2Stream) -> None:
         """The exchange has ended: close the stream, if it is not."""

@@ -113,6 +113,7 @@ class Http2Stream:
         "peer",
         "queued",
         "scheme",
+        "scope",
         "started",
         "window",
     )
@@ -124,7 +125,6 @@ class Http2Stream:
     holds_response = False  # only the stream ends (RFC 9113, section 8.1)
     cancellable = True
     calls_back = True
-    scope: trio.CancelScope | None = None
 
     def __init__(
         self, connection: Connection, stream_id: int, head: RequestHead, window: int, *, ended: bool
@@ -135,6 +135,7 @@ class Http2Stream:
         self.head = head
         self.peer = connection.peer
         self.scheme = "https" if connection.transport.secure else "http"
+        self.scope: trio.CancelScope | None = None
         self.on_gone: Callable[[], None] | None = None
         self.complete = False
         self.at_hand = ended
