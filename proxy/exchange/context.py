@@ -51,6 +51,8 @@ when an interceptor or the proxy answers.
 class Progress(msgspec.Struct, eq=False):
     """What an exchange has reached. None: not reached, or not needed."""
 
+    started_at: float
+    """Trio's time."""
     phase: Phase = "admit"
     request: Request | None = None
     """The request as interceptors see it."""
@@ -72,6 +74,12 @@ class Progress(msgspec.Struct, eq=False):
     def first_read(self) -> float | None:
         """Trio's time of the first bytes of the response's body."""
         return self.first_body_at if self.relay is None else self.relay.first_read
+
+    @property
+    def first_byte_s(self) -> float | None:
+        """Seconds from the start to the first bytes of the response's body."""
+        first = self.first_read
+        return None if first is None else first - self.started_at
 
     @property
     def interceptor(self) -> str | None:
@@ -103,6 +111,14 @@ class ExchangeContext(msgspec.Struct, eq=False):
     """
     collected: CollectedBody | None = None
     """The request's body in the worker's budget, if interceptors see it."""
+
+    def complete(self, outcome: Outcome) -> None:
+        """Count the exchange: the client has the whole response. If the worker is killed from here
+        on, its successor does not count the exchange as lost.
+        """
+        if self.ending.complete(outcome):
+            tally = self.worker.metrics.routes[self.route.name]
+            tally.account(outcome, None, self.progress.first_byte_s)
 
     def close(self) -> None:
         """Return what the upstream and the budget have lent. Synchronous; safe to call again."""

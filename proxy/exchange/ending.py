@@ -30,10 +30,11 @@ class Ending(msgspec.Struct, eq=False):
     whole: bool = False
     """The client has the whole response, and its end."""
 
-    def complete(self, outcome: Outcome) -> None:
-        """The response has ended."""
+    def complete(self, outcome: Outcome) -> bool:
+        """The response has ended. Returns whether that is how the exchange ended."""
         if self.outcome is None:
             self.outcome, self.whole = outcome, True
+        return self.whole
 
     def fail(self, failure: Exception, route: str) -> None:
         """An exception ended the exchange. One that is a bug of the proxy is logged."""

@@ -64,10 +64,10 @@ class Exchange:
         self._stream = stream
         self._request = read_request(stream, worker.generations.current.trusted_proxies)
         self._admission = Admission()
-        self._progress = Progress()
         self._ending = Ending()
         self._cancel: trio.CancelScope | None = None  # while its nursery is open
         self.started_at = self._ended_at = trio.current_time()
+        self._progress = Progress(self.started_at)
         self.route_name = NO_ROUTE
         self.is_counted = False
         self.client_place: tuple[str, str] | None = None
@@ -217,11 +217,15 @@ class Exchange:
             await self._response.send_error_events(events)
 
     def _account(self, outcome: Outcome) -> None:
-        """Count the exchange and write its log line."""
-        route, metrics, failure = self.route_name, self._worker.metrics, self._ending.failure
-        first_read = self._progress.first_read
-        first_byte_s = None if first_read is None else first_read - self.started_at
-        metrics.routes[route].account(outcome, getattr(failure, "kind", None), first_byte_s)
+        """Count the exchange, unless it is complete and has been counted, and write its log line."""
+        route, failure, first_byte_s = (
+            self.route_name,
+            self._ending.failure,
+            self._progress.first_byte_s,
+        )
+        if not self._ending.whole:
+            tally = self._worker.metrics.routes[route]
+            tally.account(outcome, getattr(failure, "kind", None), first_byte_s)
         upstream, counts = self._progress.upstream, self.counts
         endpoint = None if upstream is None else upstream.endpoint
         line: dict[str, Any] = {

@@ -87,7 +87,7 @@ async def serve(ctx: ExchangeContext) -> None:
         ctx.close()
     ctx.progress.phase = "finish"
     await ctx.response.finish()
-    ctx.ending.complete(outcome)
+    ctx.complete(outcome)
 
 
 async def read_length(ctx: ExchangeContext) -> bytes | None:

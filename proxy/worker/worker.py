@@ -97,6 +97,7 @@ class Worker:
         self.begun = False
         """Whether the worker has been ready: from then on it drains before it ends."""
         self.draining = False
+        self._unpublished = True  # counters have changed, or can change without a notice
         self.none_left = trio.Event()
 
     @property
@@ -133,6 +134,7 @@ class Worker:
         self.generations.current.live.add(exchange)
         tally = self.metrics.routes[exchange.route_name]
         tally.begin(exchange)
+        self._unpublished = True
         self.live.add(exchange)
         if exchange.is_counted:
             tally.admitted += 1
@@ -144,6 +146,7 @@ class Worker:
         """Remove an exchange that `enter` registered."""
         tally = self.metrics.routes[exchange.route_name]
         tally.end(exchange)
+        self._unpublished = True
         self.live.discard(exchange)
         if exchange.is_counted:
             tally.admitted -= 1
@@ -190,8 +193,10 @@ class Worker:
         while True:
             self.memory.seen()
             began = time.perf_counter()
-            self.metrics.publish()
-            # Each exchange changes counters, and thousands of series take milliseconds.
+            if self._unpublished:
+                self._unpublished = bool(self.live)
+                self.metrics.publish()
+            # Thousands of series take milliseconds.
             await trio.sleep(max(_PUBLISH_S, _REST * (time.perf_counter() - began)))
 
     def start_draining(self) -> None:
