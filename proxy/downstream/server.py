@@ -8,8 +8,9 @@ plain Hypercorn alike. Without a hub, Hypercorn's own class serves the app over 
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -37,17 +38,41 @@ __all__ = [
 ]
 
 
+_AT_ONCE = 64
+
+
 class ServerConfig(Config):
     """Hypercorn's configuration, for a server that drains."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.listeners: list[socket.socket] = []
+        """Duplicates of the listening sockets, if their connections may be accepted here, too."""
         self.draining = False
         """The server ends soon, and accepts no new connections."""
         self.drained = trio.Event()
         """Idle connections stay open until this is set, so that a request on one is answered during
         the drain.
         """
+
+    def accept_more(self) -> Iterator[socket.socket]:
+        """Accept the connections that wait, a bounded number of them. Never blocks. Trio accepts
+        one a pass of its loop, which costs three times as much.
+        """
+        for listener in self.listeners:
+            for _ in range(_AT_ONCE):
+                try:
+                    sock, _ = listener.accept()
+                except OSError:  # none waits, or no descriptor is free: Trio handles that
+                    break
+                with suppress(OSError):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                yield sock
+
+    def close_listeners(self) -> None:
+        """Accept no more connections here. Safe to call again."""
+        while self.listeners:
+            self.listeners.pop().close()
 
 
 class Cuttable(Protocol):
@@ -66,8 +91,10 @@ class Cuttable(Protocol):
 class _Server:
     """What a connection asks of its server."""
 
-    def __init__(self, config: Any, context: Any) -> None:
+    def __init__(self, config: Any, context: Any, ssl_context: Any, serve: Any) -> None:
         self.config = config
+        self.ssl_context: ssl.SSLContext | None = ssl_context
+        self.serve = serve
         self.keep_alive_s: float = config.keep_alive_timeout
         self.max_streams: int = config.h2_max_concurrent_streams
         self._context = context
@@ -89,50 +116,61 @@ class _Server:
 
 
 async def serve_connection(app: Any, config: Any, context: Any, state: Any, stream: Any) -> None:
-    """Serve one connection to its end, in place of `TCPServer`. Raises only what cancels it."""
+    """Serve one connection to its end, in place of `TCPServer`. Raises only what cancels it.
+
+    Takes the socket from Trio, and accepts those that wait behind it in the same nursery.
+    """
     hub = current_hub()
     if hub is None:
         await TCPServer(app, config, context, state, stream)
         return
-    transport = await _open(hub, config, stream)
-    if transport is None:
-        return
-    try:
-        name = transport.sock.getpeername()
-    except OSError:  # the client has left already
-        transport.close()
-        return
-    peer = name[0] if isinstance(name, tuple) else None  # of a Unix socket
+    tls = isinstance(stream, trio.SSLStream)
+    accepted: Any = stream.transport_stream if tls else stream
     inner = getattr(app, "app", app)  # Hypercorn wraps the app
     _watch_server(inner, config, context)
+    ssl_context: Any = stream.context if tls else None
+    server = _Server(config, context, ssl_context, _how_to_serve(inner, config, state))
+    sock = socket.socket(fileno=accepted.socket.detach())
+    nursery = trio.lowlevel.current_task().parent_nursery
+    if isinstance(config, ServerConfig) and nursery is not None:
+        for other in config.accept_more():
+            nursery.start_soon(_serve_socket, other, hub, server)
+    await _serve_socket(sock, hub, server)
+
+
+async def _serve_socket(sock: socket.socket, hub: Hub, server: _Server) -> None:
+    sock.setblocking(False)
     try:
-        await _serve(
-            transport, hub, peer, _Server(config, context), _how_to_serve(inner, config, state)
-        )
+        name = sock.getpeername()
+    except OSError:  # the client has left already
+        sock.close()
+        return
+    transport = await _open(sock, hub, server)
+    if transport is None:
+        return
+    peer = name[0] if isinstance(name, tuple) else None  # of a Unix socket
+    try:
+        await _serve(transport, hub, peer, server)
     except* Exception as error:
         structlog.get_logger("proxy").error("internal_error", exc_info=error)
 
 
-async def _open(hub: Hub, config: Any, stream: Any) -> Transport | None:
-    """Take the socket from Trio, and do a TLS handshake where Hypercorn expects one. None: the
-    client has left, or the handshake has failed.
+async def _open(sock: socket.socket, hub: Hub, server: _Server) -> Transport | None:
+    """Do a TLS handshake where Hypercorn expects one. None: the client has left, or the handshake
+    has failed.
     """
-    tls = isinstance(stream, trio.SSLStream)
-    accepted: Any = stream.transport_stream if tls else stream
-    sock = socket.socket(fileno=accepted.socket.detach())
-    sock.setblocking(False)
-    if not tls:
+    if server.ssl_context is None:
         return Transport(sock, hub)
     try:
-        transport = TlsTransport(sock, hub, stream.context)
+        transport = TlsTransport(sock, hub, server.ssl_context)
     except OSError:
         sock.close()
         return None
     handshake, done = _Handshake(transport), False
     client_connections.enter(handshake)
     try:
-        with _registered(handshake, config):
-            done = await transport.shake_hands(config.ssl_handshake_timeout)
+        with _registered(handshake, server.config):
+            done = await transport.shake_hands(server.config.ssl_handshake_timeout)
     finally:
         client_connections.leave(handshake)
         if not done:
@@ -150,9 +188,7 @@ class _Handshake:
         self.cut = transport.reset
 
 
-async def _serve(
-    transport: Transport, hub: Hub, peer: str | None, server: _Server, serve: Any
-) -> None:
+async def _serve(transport: Transport, hub: Hub, peer: str | None, server: _Server) -> None:
     """Serve HTTP/1.1, or HTTP/2 where TLS has agreed on it (RFC 9113, section 3.2) or the client
     begins with it (section 3.3).
     """
@@ -160,11 +196,11 @@ async def _serve(
     if not transport.speaks_http2:
         first = Http1Connection(transport, hub, peer, server)
         with _registered(first, server.config):
-            early = await first.run(serve)
+            early = await first.run(server.serve)
     if early is not None:
         second = Http2Connection(transport, hub, peer, server)
         with _registered(second, server.config):
-            await second.run(serve, early)
+            await second.run(server.serve, early)
 
 
 @contextmanager
@@ -231,6 +267,7 @@ _watched: WeakSet[Any] = WeakSet()
 def announce_end(config: ServerConfig) -> None:
     """The server with `config` drains: tell its clients, as far as that ends no stream."""
     config.draining = True
+    config.close_listeners()
     for connection, own in tuple(_connections.items()):
         if own is config:
             connection.announce_end()

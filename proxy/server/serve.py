@@ -117,13 +117,23 @@ async def serve_app(
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until `shutdown` is set, then drain. Takes ownership of the sockets."""
+    # Of several workers, one would take all connections of a burst.
+    listeners = [sock.dup() for sock in sockets] if app.worker.siblings is None else []
     server = hypercorn_config(sockets, tls)
+    server.listeners = listeners
     async with trio.open_nursery() as nursery:
         listeners_close = trio.Event()
         nursery.start_soon(_drain, app.worker, server, shutdown, listeners_close)
-        await hypercorn_serve(
-            app, server, shutdown_trigger=listeners_close.wait, mode="asgi", task_status=task_status
-        )
+        try:
+            await hypercorn_serve(
+                app,
+                server,
+                shutdown_trigger=listeners_close.wait,
+                mode="asgi",
+                task_status=task_status,
+            )
+        finally:
+            server.close_listeners()
         nursery.cancel_scope.cancel()
 
 
