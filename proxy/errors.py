@@ -201,12 +201,12 @@ class NoEndpoint(UpstreamFailure):
 
 
 class SessionGone(UpstreamFailure):
-    """The session's endpoint is gone; none was tried. After 404 a client starts a new session (MCP,
-    "Session Management").
+    """The session's endpoint is gone, or its id is not one that this upstream's sessions have; no
+    endpoint was tried. After 404 a client starts a new session (MCP, "Session Management").
     """
 
     kind = "session_gone"
-    public = "this session has ended: the server that held it is gone; start a new one"
+    public = "this session has ended or is not known here: start a new one"
     status = 404
     sent = Sent.NOTHING
 

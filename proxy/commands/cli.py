@@ -28,6 +28,7 @@ from ..server.reload import check_reload
 from ..server.serve import START_FAILED, Serving, hold_reloads, run_server
 from ..server.supervisor import run_workers
 from ..worker.logs import configure_logging
+from ..worker.secret import log_random_secret, new_random_secret
 from ..worker.siblings import open_group
 from ..worker.stderr import release_stderr, take_over_stderr
 from .new_interceptor import new_interceptor
@@ -162,6 +163,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     configure_logging(config.log.format, config.log.level)
     take_over_stderr()
     log_warnings(warnings)
+    new_random_secret()  # workers are forked later
+    log_random_secret(config, arguments.workers)
     if (arguments.certfile is None) != (arguments.keyfile is None):
         raise ConfigError("--certfile and --keyfile require each other")
     tls = None

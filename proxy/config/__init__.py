@@ -9,6 +9,7 @@ silently ignored.
 from .expand import mask_references
 from .load import Checked, check_config, load_config, log_warnings, parse_config, single_upstream
 from .schema import (
+    LEAST_SECRET,
     Admin,
     BufferPools,
     BufferPoolSize,
@@ -32,6 +33,7 @@ from .schema import (
 from .wiring import load_interceptors
 
 __all__ = [
+    "LEAST_SECRET",
     "Admin",
     "BufferPoolSize",
     "BufferPools",

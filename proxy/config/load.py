@@ -248,7 +248,9 @@ class _ConfigChecker(Checker):
         return kind.cls(**values) if isinstance(kind, mi.StructType) else values
 
     def allows_text_of(self, path: str) -> bool:
-        return ".options" not in path and ".headers.set" not in path and ".endpoints" not in path
+        return path != "secret" and not any(
+            part in path for part in (".options", ".headers.set", ".endpoints")
+        )
 
     def belongs(self, key: str, path: str) -> str:
         here = _pattern(path)

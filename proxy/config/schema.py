@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from interceptors import OnStoreError
 
 __all__ = [
+    "LEAST_SECRET",
     "Admin",
     "BufferPoolSize",
     "BufferPools",
@@ -32,6 +33,7 @@ __all__ = [
     "Retry",
     "ReverseProxy",
     "Route",
+    "SessionAffinity",
     "Store",
     "Timeouts",
     "Upstream",
@@ -51,11 +53,14 @@ def _in_order(choices: Any) -> Meta:
 
 
 Dialect = Literal["openai", "anthropic", "mcp", "generic", "abort"]
+AffinityMode = Literal["auto", "table", "id"]
 LocalStore = Literal["auto", "off"]
 LeakDetection = Literal["none", "sampled", "paranoid"]
 LogFormat = Literal["json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 _BYTES = {"unit": "bytes"}
+LEAST_SECRET = 32
+"""Characters of `secret`."""
 Name = Annotated[str, Meta(min_length=1)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000, extra={"unit": "seconds"})]
 Duration = Annotated[float, Meta(ge=0, le=31_536_000, extra={"unit": "seconds"})]
@@ -77,6 +82,16 @@ class HeaderRules(_Settings, frozen=True):
     """Headers to set, by name. Each replaces the client's."""
     remove: list[str] = []
     """Names of headers to remove."""
+
+
+class SessionAffinity(_Settings, frozen=True):
+    """How requests of an MCP session find the endpoint that made it."""
+
+    mode: Annotated[AffinityMode, _in_order(AffinityMode)] = "auto"
+    """`table`: each worker remembers the endpoints of its sessions. `id`: the session id that the
+    client gets names the endpoint, signed with `secret`; every worker and every server with this
+    secret can read it. `auto`: `id` with several workers or a `secret`, else `table`.
+    """
 
 
 class Upstream(_Settings, frozen=True):
@@ -105,6 +120,7 @@ class Upstream(_Settings, frozen=True):
     """Connections of each worker, over all endpoints. Further requests wait, up to
     `timeouts.connect`.
     """
+    session_affinity: SessionAffinity = SessionAffinity()
 
     @property
     def uses_tls(self) -> bool:
@@ -395,6 +411,10 @@ class Config(_Settings, frozen=True):
     drain: Drain = Drain()
     admin: Admin = Admin()
     log: Log = Log()
+    secret: Annotated[str, Meta(min_length=LEAST_SECRET)] | None = None
+    """Signs session ids (`session_affinity`). null: the environment variable `WEIRPOOL_SECRET`, or
+    else a random secret at each start.
+    """
 
     def timeouts_of(self, route: Route) -> Timeouts:
         """The timeouts of a route: its overrides over the common ones."""

@@ -8,7 +8,7 @@ from interceptors import Request
 from interceptors.hooks import Owner
 
 from ..errors import RequestRefused
-from ..http.headers import HeaderList, outer_prefix
+from ..http.headers import HeaderList, client_origin, outer_prefix
 from ..http.place import Place
 from ..upstream import Balancer, Endpoint
 from .dialect import Dialect, encode_error
@@ -42,6 +42,8 @@ class Mcp(Dialect):
             state.endpoint, state.is_encoded = endpoint, is_encoded
             if request.method == "GET":
                 state.outer_prefix = outer_prefix(headers)
+                origin = client_origin(headers, scheme="http") or ""
+                state.public_host = origin.partition("://")[2].lower()
 
     def open_calls(self, request: Request | None) -> Sequence[float | str]:
         state = state_of(request)

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -53,6 +54,7 @@ from interceptors.sse import find_block_end
 from ..errors import ProxyDefect
 from ..http.place import Place
 from ..upstream import Balancer, Endpoint
+from ..upstream.session_ids import PARAMETER
 
 __all__ = ["McpState", "state_of", "surround"]
 
@@ -83,6 +85,8 @@ class McpState:
     """The endpoint that answered."""
     outer_prefix: bytes = b""
     """The prefix that trusted proxies in front of this one have removed."""
+    public_host: str = ""
+    """The Host that a trusted proxy has received; "" if unknown."""
     is_encoded: bool = False
     """The answer has a content coding, so its events cannot be read."""
 
@@ -220,6 +224,8 @@ class _ListeningStream(StreamInterceptor):
         self._balancer = balancer
         self._has_begun = False
         self._live: LiveSession | None = None
+        self._held: bytes | None = None
+        """The session in the balancer's table."""
         self.needs = Search(self._find)  # type: ignore[assignment]  # no part of the plug-in API
 
     def _find(self, buffer: bytes | bytearray, start: int, end: int) -> int:
@@ -247,7 +253,8 @@ class _ListeningStream(StreamInterceptor):
         live, self._live = self._live, None
         if live is not None:
             self._context.request.sessions.close(live, outcome)
-            self._balancer.release(live.uri)
+            if self._held is not None:
+                self._balancer.release(self._held)
         del self._context, self.needs  # break the reference cycles
 
     def _open_session(self, event: Event) -> Event:
@@ -255,18 +262,37 @@ class _ListeningStream(StreamInterceptor):
         rewritten = announced
         # A server that honours X-Forwarded-Prefix announces what the client must send, and the
         # proxies in front remove their part of it.
-        if not outer or not announced.startswith(
-            outer.decode("latin-1") + self._place.prefix + "/"
-        ):
+        local = _local(announced, self._state.public_host)
+        prefix = outer.decode("latin-1") + self._place.prefix + "/"
+        if not outer or local is None or not local.startswith(prefix):
             path, outer = self._state.raw_path.decode("latin-1"), b""
             rewritten = self._place.client_view(
                 announced, path=path, host=request.headers.get("host", "")
             )
-        uri = session_of(request.target, rewritten)[len(outer) :]
+        marked = self._with_mark(request, rewritten, len(outer))
+        uri = session_of(request.target, marked or rewritten)[len(outer) :]
         self._live = request.sessions.open(uri, self._context, self)
-        self._balancer.remember(uri, self._endpoint)
-        self._balancer.hold(uri)
+        if marked is None:
+            self._balancer.remember(uri, self._endpoint)
+            self._balancer.hold(uri)
+            self._held = uri
+        rewritten = marked or rewritten
         return event if rewritten == announced else event.replace(data=rewritten)
+
+    def _with_mark(self, request: Request, reference: str, outer_bytes: int) -> str | None:
+        """The reference with a mark that names the endpoint; None if the table is used, or if the
+        reference leads to another origin.
+        """
+        if _local(reference, self._state.public_host) is None:
+            return None
+        text = reference.partition("#")[0]
+        if not text:  # the URL of the GET itself
+            _, mark, query = canonical(request.target).decode().partition("?")
+            text = mark + query
+        text += ("&" if "?" in text else "?") + PARAMETER.decode()
+        uri = session_of(request.target, text)[outer_bytes:]
+        signed = self._balancer.mark(uri, self._endpoint)
+        return None if signed is None else text + signed.decode()
 
 
 class _AnswerStream(StreamInterceptor):
@@ -295,6 +321,17 @@ class _AnswerStream(StreamInterceptor):
                 self._state.open_calls = [
                     ident for ident in self._state.open_calls if ident != message.get("id")
                 ]
+
+
+def _local(reference: str, host: str) -> str | None:
+    """A reference without its origin; None if that is not `host`."""
+    try:
+        parts = urlsplit(reference)
+    except ValueError:
+        return None
+    if parts.netloc and parts.netloc.lower() == host:
+        return reference.partition(parts.netloc)[2]
+    return None if parts.scheme or parts.netloc else reference
 
 
 def _is_old(request: Request) -> bool:

@@ -36,6 +36,7 @@ from ..exchange.exchange import Exchange
 from ..hub import Hub
 from ..worker.generations import LEAVE_S
 from ..worker.logs import configure_logging, flush_log
+from ..worker.secret import log_random_secret
 from ..worker.siblings import Group
 from ..worker.stderr import take_over_stderr
 from ..worker.worker import Worker
@@ -122,6 +123,7 @@ def create_app(
         take_over_stderr()
         share_log()
         log_warnings(warnings)
+        log_random_secret(config, 1)
     contain_connections()
     worker = Worker(config, group, index)
     app = Weirpool("proxy", static_folder=None)

@@ -16,9 +16,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import structlog
 import trio
+from msgspec.structs import replace
 
 from ..errors import NoEndpoint, ReadFailed, SessionGone, UpstreamFailure
 from ..http.head import BadRequest
@@ -28,6 +30,7 @@ from .connections import PoolState
 from .endpoints import Endpoint, Endpoints, EndpointState, NoneInService, Turn
 from .http1 import Http1Transport
 from .retry import may_resend
+from .session_ids import SessionIds, has_mark, without_mark
 
 __all__ = ["Balancer", "Checks"]
 
@@ -51,6 +54,17 @@ class Checks:
         self.headers = [header for header in defaults if header[0] not in named] + list(headers)
 
 
+class _Session(NamedTuple):
+    """The session of a call."""
+
+    key: bytes | None
+    """In the table; None if the session's id names the endpoint."""
+    endpoint: Endpoint | None
+    """That the call must go to; None for any."""
+    call: UpstreamCall
+    """As the endpoint gets it: with its own id of the session."""
+
+
 class Balancer:
     """The endpoints of one upstream, on one transport. Belongs to one Trio loop."""
 
@@ -63,9 +77,11 @@ class Balancer:
         host: str = "upstream",
         checks: Checks | None = None,
         sessions: Affinity | None = None,
+        ids: SessionIds | None = None,
     ) -> None:
         """`host`: the Host header as configured: `upstream`, `preserve` or a literal. `sessions`:
-        shared with the balancers of other configurations.
+        the table, shared with the balancers of other configurations. `ids`: None for the table
+        alone.
         """
         self.endpoints = endpoints
         self._name = name
@@ -73,28 +89,30 @@ class Balancer:
         self._host = host
         self._checks = checks
         self._sessions = Affinity() if sessions is None else sessions
+        self._ids = SessionIds(b"", name, (), signs=False) if ids is None else ids
 
     async def call(self, call: UpstreamCall) -> UpstreamResponse:
         """Send a call to an endpoint, and to others if it is retried; return when a response's head
         has arrived. Its body must be closed.
 
         Raises as `Http1Transport.call`, and at once `NoEndpoint` when every endpoint is ejected and
-        `SessionGone` when the session's endpoint is gone. The timeouts apply to each attempt.
-        Cancellation leaks no connection and no turn.
+        `SessionGone` when the session is unknown or its endpoint is gone. The timeouts apply to each
+        attempt. Cancellation leaks no connection and no turn.
         """
         now = trio.current_time()
-        session, tied = self._session_of(call, now)
+        session = self._session_of(call, now)
+        tied, sent = session.endpoint, session.call
         turn = self._choose(now) if tied is None else self.endpoints.pin(tied, now)
         if call.retry is not None:
             call.retry.budget.deposit()
         tried: list[Endpoint] = []
         while True:
-            call.endpoint = endpoint = turn.endpoint
+            call.endpoint = sent.endpoint = endpoint = turn.endpoint
             try:
                 response = await self._transport.call(
-                    call,
+                    sent,
                     endpoint,
-                    target=endpoint.base + call.target,
+                    target=endpoint.base + sent.target,
                     host=endpoint.host if self._host == "upstream" else None,
                     new_connection=bool(tried),
                 )
@@ -115,6 +133,12 @@ class Balancer:
         response.body.on_close = turn.end
         self._note_session(call.method, session, response, turn)
         return response
+
+    def mark(self, uri: bytes, endpoint: Endpoint) -> bytes | None:
+        """What to put after `uri`, which ends with `session_ids.PARAMETER`, so that calls whose
+        `session` is the result go only to this endpoint; None if the table is used instead.
+        """
+        return self._ids.mark(uri, endpoint) if self._ids.signs else None
 
     def remember(self, key: bytes, endpoint: Endpoint) -> None:
         """Tie a session to an endpoint: calls whose `session` is `key` go only there."""
@@ -209,47 +233,77 @@ class Balancer:
         if turn.fail(trio.current_time()):
             self._log_ejected(turn.endpoint, str(failure))
 
-    def _session_of(self, call: UpstreamCall, now: float) -> tuple[bytes | None, Endpoint | None]:
-        """The key of the call's session, and the endpoint that it is tied to, if any. Raises
-        `SessionGone`.
-        """
-        key, place = call.session, None
-        if key is not None:
-            place = self._sessions.find(key, now)
-        if place is None:
-            key = _session_id(call.headers)
-            place = self._sessions.find(key, now) if key is not None else None
-        if place is None:
-            return key, None
-        endpoint = self.endpoints.at(place)
-        if endpoint is None:
-            raise SessionGone(f"{self._name}: the session's endpoint is no longer configured")
-        if self.endpoints.is_gone(endpoint, now):
+    def _session_of(self, call: UpstreamCall, now: float) -> _Session:
+        """The session of a call. Raises `SessionGone`."""
+        uri, header = call.session, _session_id(call.headers)
+        session = self._named_by_id(call, uri, header)
+        if session is None:
+            place, key = None, header
+            if uri is not None and (place := self._sessions.find(uri, now)) is not None:
+                key = uri
+            elif header is not None:
+                place = self._sessions.find(header, now)
+            if place is None:
+                if self._ids.signs and (header or (uri is not None and has_mark(uri))):
+                    raise SessionGone(f"{self._name}: this upstream has no such session")
+                return _Session(key, None, call)
+            endpoint = self.endpoints.at(place)
+            if endpoint is None:
+                raise SessionGone(f"{self._name}: the session's endpoint is no longer configured")
+            session = _Session(key, endpoint, call)
+        assert session.endpoint is not None
+        if self.endpoints.is_gone(session.endpoint, now):
             raise SessionGone(
-                f"{self._name}: the session's endpoint, {endpoint.origin},"
+                f"{self._name}: the session's endpoint, {session.endpoint.origin},"
                 " is out of service for too long"
             )
-        return key, endpoint
+        return session
+
+    def _named_by_id(
+        self, call: UpstreamCall, uri: bytes | None, header: bytes | None
+    ) -> _Session | None:
+        """The session whose id names its endpoint, whatever the mode is now; None for others."""
+        if uri is not None and (named := self._ids.open_uri(uri)) is not None:
+            return _Session(None, named, replace(call, target=without_mark(call.target, uri)))
+        opened = self._ids.open(header) if header is not None else None
+        if opened is None:
+            return None
+        endpoint, own = opened
+        headers = [(name, own if _is_session(name) else value) for name, value in call.headers]
+        return _Session(None, endpoint, replace(call, headers=headers))
 
     def _note_session(
-        self, method: str, session: bytes | None, response: UpstreamResponse, turn: Turn
+        self, method: str, session: _Session, response: UpstreamResponse, turn: Turn
     ) -> None:
         """MCP, 2025-03-26 and later, "Session Management": a response's head opens a session; 404
         means that the session does not exist.
         """
-        success = 200 <= response.status < 300
-        if success:
-            opened = _session_id(response.headers)
-            if opened is not None:
-                self.remember(opened, turn.endpoint)
-        if session is None:
+        success, key = 200 <= response.status < 300, session.key
+        opened = _session_id(response.headers)
+        if opened is not None and not self._seal(session, opened, response) and success:
+            self.remember(opened, turn.endpoint)
+        if key is None:
             return
         if response.status == 404 or (method == "DELETE" and success):
-            self.forget(session)
+            self.forget(key)
         elif success:
-            self._sessions.renew(session, trio.current_time())
-            self._sessions.hold(session)
-            response.body.on_close = partial(self._end, turn, session)
+            self._sessions.renew(key, trio.current_time())
+            self._sessions.hold(key)
+            response.body.on_close = partial(self._end, turn, key)
+
+    def _seal(self, session: _Session, opened: bytes, response: UpstreamResponse) -> bool:
+        """Replace the server's id in a response by one that names the endpoint. False where the
+        table is used.
+        """
+        # A session keeps the kind of id that its client has.
+        signs = self._ids.signs if session.endpoint is None else session.key is None
+        sealed = self._ids.seal(opened, response.endpoint) if signs else None
+        if sealed is None:
+            return False
+        response.headers = [
+            (name, sealed if _is_session(name) else value) for name, value in response.headers
+        ]
+        return True
 
     def _end(self, turn: Turn, session: bytes) -> None:
         turn.end()
@@ -313,6 +367,10 @@ class Balancer:
 
 def _session_id(headers: Fields) -> bytes | None:
     for name, value in headers:
-        if len(name) == _SESSION_LENGTH and name.lower() == _SESSION:
+        if _is_session(name):
             return value
     return None
+
+
+def _is_session(name: bytes) -> bool:
+    return len(name) == _SESSION_LENGTH and name.lower() == _SESSION

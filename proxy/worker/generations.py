@@ -82,12 +82,12 @@ class Generation:
 class Generations:
     """The current generation, and replaced ones that still have exchanges."""
 
-    def __init__(self, config: Config, store_of: Callable[[str], Store]) -> None:
+    def __init__(self, config: Config, store_of: Callable[[str], Store], workers: int = 1) -> None:
         """Compile the first generation. `store_of`: the store of an interceptor, by its name.
-        Raises `ConfigError`.
+        `workers`: processes that share the clients. Raises `ConfigError`.
         """
         self._store_of = store_of
-        self.sessions = Sessions()
+        self.sessions = Sessions(workers)
         """State that outlives generations."""
         self.sessions.mcp.owners_of = self._mcp_interceptors
         self._resolver = Resolver()
@@ -142,7 +142,7 @@ class Generations:
         """
         before = self.current.config.reverse_proxy
         after = config.reverse_proxy
-        same = before.health == after.health
+        same = before.health == after.health and self.current.config.secret == config.secret
         kept = {
             upstream.name: self.current.routes.transports[upstream.name]
             for upstream in after.upstreams

@@ -18,7 +18,6 @@ from interceptors.paths import fold_path, normal_path
 
 from ..config import (
     Config,
-    Health,
     Heartbeat,
     Limits,
     Reconnect,
@@ -42,7 +41,6 @@ from ..upstream import (
     Resolver,
     RetryPolicy,
 )
-from ..upstream.affinity import Affinity
 from .sessions import Sessions
 
 __all__ = ["Route", "RouteTable", "Timeouts"]
@@ -182,9 +180,7 @@ class RouteTable:
                 )
             except OSError as error:  # ssl.SSLError is one
                 raise ConfigError(f"reverse_proxy.upstreams[{index}].ca_file: {error}") from error
-            self.transports[upstream.name] = _balancer(
-                upstream, transport, config.reverse_proxy.health, sessions.ties_of(upstream.name)
-            )
+            self.transports[upstream.name] = _balancer(config, upstream, transport, sessions)
         routes = [
             self._compile(config, settings, upstreams[settings.upstream], interceptors)
             for settings in config.reverse_proxy.routes
@@ -324,8 +320,9 @@ def _place(endpoint: Endpoint, prefix: bytes, strip_prefix: bool, host: bytes | 
 
 
 def _balancer(
-    upstream: Upstream, transport: Http1Transport, health: Health, sessions: Affinity
+    config: Config, upstream: Upstream, transport: Http1Transport, sessions: Sessions
 ) -> Balancer:
+    health = config.reverse_proxy.health
     endpoints = Endpoints(
         [Endpoint(url) for url in upstream.endpoints],
         consecutive_failures=health.consecutive_failures,
@@ -340,7 +337,13 @@ def _balancer(
             health.check_path, health.check_interval, list(_set_headers(upstream).items())
         )
     return Balancer(
-        upstream.name, transport, endpoints, host=upstream.host, checks=checks, sessions=sessions
+        upstream.name,
+        transport,
+        endpoints,
+        host=upstream.host,
+        checks=checks,
+        sessions=sessions.ties_of(upstream.name),
+        ids=sessions.ids_of(config, upstream, endpoints.all),
     )
 
 

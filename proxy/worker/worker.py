@@ -61,7 +61,7 @@ class Worker:
             None if group is None else group.store_url,
         )
         """What interceptors count and keep."""
-        self.generations = Generations(config, self.stores.of)
+        self.generations = Generations(config, self.stores.of, len(self.memories))
         bound_connections(config)
         self.metrics = Metrics(
             self.pools,

@@ -5,6 +5,7 @@ reload, another worker, and a dead endpoint.
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -17,11 +18,12 @@ import trio
 from mcp import MCPError
 from mcp.client import Client
 from mcp.client.sse import sse_client
+from mcp.client.streamable_http import streamable_http_client
 from support.client import Answer, fetch
 from support.interceptors import Serve, until
 from support.mcp_server import open_mcp_server
 from support.old_transport import OldClient, OldServer, rpc
-from support.process import Process, port_of, running, serve
+from support.process import HYPERCORN, Process, free_port, port_of, running, serve
 from support.proxy import open_proxy
 from support.upstream import Peer, Request, Script, open_upstream
 
@@ -38,6 +40,7 @@ def written(
     upstream: str = "",
     health: str = "{}",
     more: str = "",
+    last: str = "",
 ) -> str:
     names = "policy, seen" if more else "policy"
     return f"""
@@ -51,17 +54,19 @@ interceptors:
   - {POLICY % deny}
   {more}
 drain: {{timeout: 1}}
+{last}
 """
 
 
 @asynccontextmanager
-async def stripping(*urls: str) -> AsyncIterator[int]:
+async def stripping(*urls: str, **settings: str) -> AsyncIterator[int]:
     """The port of a proxy whose route strips `/tools`."""
-    config = parse_config(written(*urls, path="/tools", route="strip_prefix: true"))
+    config = parse_config(written(*urls, path="/tools", route="strip_prefix: true", **settings))
     async with open_proxy(config) as proxy:
         yield proxy.port
 
 
+SIGNED = "secret: " + "0123456789abcdef" * 2
 DENIED = {"code": -32602, "message": "this tool is not allowed here"}
 
 # --- which transport a stream uses
@@ -136,15 +141,17 @@ def spelt(*spellings: str) -> OldServer:
     return OldServer(lambda n: spellings[(n - 1) // 2 % len(spellings)].format(n))
 
 
-async def test_the_uri_of_the_endpoint_event_is_the_session() -> None:
+@pytest.mark.parametrize("last", ["", SIGNED])
+async def test_the_uri_of_the_endpoint_event_is_the_session(last: str) -> None:
     """In any spelling: a denied call is answered on its stream, lists are filtered, and sessions
-    with the same ids do not mix.
+    with the same ids do not mix. The server gets its own URI, marked for the client or not.
     """
     server = spelt(*SPELLINGS)
-    async with open_upstream(server) as upstream, stripping(upstream.url) as port:
+    async with open_upstream(server) as upstream, stripping(upstream.url, last=last) as port:
         for _ in SPELLINGS:
             first, second = [await OldClient.open(port, "/tools/sse") for _ in range(2)]
             for client in (first, second, first):
+                assert ("weirpool_session=w1." in client.target) == bool(last)
                 denied = await client.post(rpc("tools/call", 5, name="shell"))
                 assert denied.status == 202
                 assert await client.next() == {"jsonrpc": "2.0", "id": 5, "error": DENIED}
@@ -156,22 +163,30 @@ async def test_the_uri_of_the_endpoint_event_is_the_session() -> None:
     assert len({target for target, _ in server.calls}) == 2 * len(SPELLINGS)
 
 
-async def test_a_session_is_found_behind_a_proxy_that_strips_a_prefix() -> None:
-    """The server knows the whole prefix, from `X-Forwarded-Prefix`; the proxy in front removes its
-    part of it from the POSTs.
+@pytest.mark.parametrize("last", ["", SIGNED])
+@pytest.mark.parametrize("origin", ["", "https://Public:8443"])
+async def test_a_session_is_found_behind_a_proxy_that_strips_a_prefix(
+    origin: str, last: str
+) -> None:
+    """The server knows the whole prefix and the host, from `X-Forwarded-Prefix` and `-Host`; the
+    proxy in front removes its part of it from the POSTs.
     """
-    server = OldServer("/gateway/tools/messages/S{}".format)
-    async with open_upstream(server) as upstream, stripping(upstream.url) as port:
-        client = await OldClient.open(port, "/tools/sse", [("X-Forwarded-Prefix", "/gateway")])
-        assert client.target == "/gateway/tools/messages/S1"
+    server = OldServer((origin + "/gateway/tools/messages/S{}").format)
+    async with open_upstream(server) as upstream, stripping(upstream.url, last=last) as port:
+        named = [("X-Forwarded-Prefix", "/gateway"), ("X-Forwarded-Host", "public:8443")]
+        client = await OldClient.open(port, "/tools/sse", named)
+        assert client.target.partition("?")[0] == origin + "/gateway/tools/messages/S1"
+        assert ("?weirpool_session=w1." in client.target) == bool(last)
         body = rpc("tools/call", 5, name="shell")
-        assert (await client.post(body, target="/tools/messages/S1")).status == 202
+        target = client.target.removeprefix(origin + "/gateway")
+        assert (await client.post(body, target=target)).status == 202
         assert await client.next() == {"jsonrpc": "2.0", "id": 5, "error": DENIED}
         await client.aclose()
 
 
 SEEN = '''
 import json
+from interceptors import Interceptor
 from interceptors.dialects.mcp_hooks import McpInterceptor, on_mcp_request, on_mcp_response
 
 
@@ -188,6 +203,14 @@ class Seen(McpInterceptor):
     @on_mcp_response("tools/call")
     def called(self, message):
         message.result["seen"] = [message.request.name, self.mark]
+
+
+class Ids(Interceptor):
+    """Shows the session ids that an interceptor sees."""
+
+    async def on_response(self, head):
+        for name, headers in ("x-asked", head.request.headers), ("x-answered", head.headers):
+            head.headers[name] = headers.get("mcp-session-id", "")
 '''
 
 
@@ -200,13 +223,15 @@ class Site:
 
     def write(self, *urls: str, mark: str | None = None, **settings: Any) -> None:
         seen = f'- {{name: seen, use: "seen.py:Seen", options: {{mark: "{mark}"}}}}'
-        self.file.write_text(written(*urls, more=seen if mark else "", **settings))
+        self.file.write_text(written(*urls, **{"more": seen if mark else "", **settings}))
 
 
 @asynccontextmanager
-async def serving(site: Site, *, workers: int = 1) -> AsyncIterator[tuple[Process, int]]:
+async def serving(
+    site: Site, *, workers: int = 1, env: dict[str, str] | None = None
+) -> AsyncIterator[tuple[Process, int]]:
     command = serve("--config", str(site.file), "--workers", str(workers))
-    async with running(command) as process:
+    async with running(command, env=env or {}) as process:
         await process.event("started", workers)
         yield process, await port_of(process)
 
@@ -508,3 +533,176 @@ async def test_a_dead_endpoints_session_gets_404(
         assert other.seen == []
         if endpoints == 2:
             assert (await made(port)).startswith("b")
+
+
+# --- the endpoint inside the session's id
+
+
+async def all_gone(port: int, sessions: list[str]) -> None:
+    for session in sessions:
+        assert gone(await ask(port, session), 9)
+
+
+IDS = '- {name: seen, use: "seen.py:Ids"}'
+
+
+@pytest.mark.parametrize("in_environment", [False, True])
+async def test_a_signed_session_id_is_valid_wherever_its_secret_is(
+    in_environment: bool, tmp_path: Path
+) -> None:
+    """Across reloads, restarts, orders of the endpoints, and modes. The server sees its own id,
+    interceptors and the client the signed one, and the log none.
+    """
+    site, one, two = Site(tmp_path), Stateful("first-"), Stateful("second-")
+    env = {"WEIRPOOL_SECRET": "e" * 32} if in_environment else {}
+    settings = {"more": IDS, "last": "" if in_environment else SIGNED}
+    lines: list[str] = []
+    async with open_upstream(one) as a, open_upstream(two) as b:
+        site.write(a.url, b.url, **settings)
+        async with serving(site, env=env) as (process, port):
+            sessions = [await made(port) for _ in range(4)]
+            site.write(b.url.replace("http", "HTTP") + "/", a.url, **settings)
+            await reload(process)
+            for session in sessions:
+                answer = await ask(port, session)
+                shown = [answer.all(name) for name in ("x-asked", "x-answered", "mcp-session-id")]
+                assert (answer.status, shown) == (200, [[session.encode()]] * 3)
+                assert (await ask(port, session, "DELETE")).status == 200
+            site.write(a.url, b.url, upstream="session_affinity: {mode: table}", **settings)
+            await reload(process, 2)
+            tabled = [await made(port) for _ in range(2)]
+            assert {*tabled} <= one.sessions | two.sessions
+            for number in (2, 3):
+                statuses = [(await ask(port, name)).status for name in sessions + tabled]
+                assert statuses == [200] * 6
+                site.write(a.url, b.url, upstream="session_affinity: {mode: id}", **settings)
+                await reload(process, number + 1)
+            lines += process.lines
+        async with serving(site, workers=2, env=env) as (process, port):
+            assert {(await ask(port, session)).status for session in sessions * 3} == {200}
+            await all_gone(port, tabled * 2)
+            lines += process.lines
+        assert not any("random_secret" in line for line in lines)
+        site.write(a.url, b.url)
+        async with serving(site, workers=2) as (process, port):
+            await all_gone(port, sessions)
+            random = [await made(port) for _ in range(4)]
+            await reload(process, 2)
+            assert {(await ask(port, session)).status for session in random * 3} == {200}
+            assert len(await process.event("random_secret")) == 1
+            lines += process.lines
+    assert [line for line in lines if "first-" in line or "second-" in line] == []
+    assert {*one.seen} == one.sessions | {""}
+    assert {*two.seen} == two.sessions | {""}
+
+
+async def test_an_id_that_this_upstream_has_not_made_gets_404(tmp_path: Path) -> None:
+    """Forged, foreign or stale: no server sees it. In both transports."""
+    site, server = Site(tmp_path), Stateful("a")
+    old = OldServer("/messages?s={}".format)
+
+    async def both(peer: Peer) -> None:
+        while True:
+            request = await peer.request()
+            await (server if request.target == b"/mcp" else old).handle(peer, request)
+
+    async with open_upstream(both) as a, open_upstream(both) as b, open_upstream(both) as c:
+        site.write(a.url, b.url, last=SIGNED)
+        text = site.file.read_text()
+        urls = json.dumps([a.url, b.url])
+        text = text.replace("upstreams: [", f"upstreams: [{{name: other, endpoints: {urls}}}, ")
+        route = "{path: /other, upstream: other, dialect: mcp, strip_prefix: true}"
+        site.file.write_text(text.replace("routes: [", f"routes: [{route}, "))
+        async with serving(site) as (process, port):
+            valid = [await made(port) for _ in range(2)]
+            heads, ids = zip(*(item.rsplit(".", 1) for item in valid), strict=True)
+            foreign = await fetch(port, "/other/mcp", method="POST", body=rpc("initialize", 1))
+            forged = [
+                *ids, "x", f"{heads[0]}.{ids[1]}", f"{heads[0][:-1]}.{ids[0]}", valid[0] + "0",
+                valid[0].replace("w1", "w2"), foreign.all("mcp-session-id")[0].decode(),
+            ]  # fmt: skip
+            client = await OldClient.open(port)
+            uris = [
+                client.target[:-1], client.target + "&x=1", client.target.replace("s=", "s=1"),
+            ]  # fmt: skip
+            server.seen.clear()
+            for session in forged:
+                for method, ident in (("GET", None), ("DELETE", None), ("POST", "7")):
+                    assert gone(await ask(port, session, method, ident), ident)
+            spelt_otherwise = [("mcp_session_id", "x"), ("Content-Type", "application/json")]
+            begun = await fetch(
+                port, "/mcp", method="POST", headers=spelt_otherwise, body=rpc("initialize", 1)
+            )
+            assert begun.status == 200
+            for uri in uris:
+                assert gone(await client.post(rpc("tools/list", 3), target=uri), 3)
+            site.write(c.url, last=SIGNED)
+            await reload(process)
+            await all_gone(port, valid)
+            assert gone(await client.post(rpc("tools/list", 3)), 3)
+            assert (server.seen, old.calls) == ([""], [])
+            await client.aclose()
+
+
+async def test_the_workers_of_hypercorn_share_a_random_secret(tmp_path: Path) -> None:
+    """Each logs that it is random."""
+    site, port = Site(tmp_path), free_port()
+    async with open_upstream(Stateful("a")) as a, open_upstream(Stateful("b")) as b:
+        site.write(a.url, b.url, upstream="session_affinity: {mode: id}")
+        command = [*HYPERCORN, "--workers", "2", "--bind", f"127.0.0.1:{port}"]
+        async with running(command, env={"WEIRPOOL_CONFIG": str(site.file)}) as process:
+            await process.event("started", 2)
+            await process.event("random_secret", 2)
+            sessions = [await made(port) for _ in range(4)]
+            assert {(await ask(port, session)).status for session in sessions * 4} == {200}
+            await process.stop()
+
+
+@pytest.mark.filterwarnings("default", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("transport", ["http", "sse"])
+async def test_no_session_breaks_with_several_workers(transport: str, tmp_path: Path) -> None:
+    """Of the official client, with two endpoints that keep their sessions: across a reload that
+    reorders them, and the death of a worker. Only the streams of the old transport that it had end.
+    """
+    count = int(os.environ.get("WEIRPOOL_TEST_SESSIONS", "8"))
+    site, clients, lost = Site(tmp_path), list[Client](), set[int]()
+    async with AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(open_mcp_server(transport)) for _ in range(2)]
+        urls = [server.url for server in servers]
+        site.write(*urls)
+        process, port = await stack.enter_async_context(serving(site, workers=4))
+
+        async def call(number: int) -> None:
+            try:
+                with trio.fail_after(60):
+                    result = await clients[number].call_tool("add", {"a": number, "b": 1})
+            except MCPError:
+                lost.add(number)
+            else:
+                assert result.structured_content == {"result": number + 1}
+
+        async def call_all() -> None:
+            for _ in range(2):
+                async with trio.open_nursery() as nursery:
+                    for number in {*range(count)} - lost:
+                        nursery.start_soon(call, number)
+
+        for _ in range(count):
+            url = f"http://127.0.0.1:{port}"
+            opened = sse_client(f"{url}/sse") if transport == "sse" else None
+            client = Client(opened or streamable_http_client(f"{url}/mcp"), mode="legacy")
+            clients.append(await stack.enter_async_context(client))
+        await call_all()
+        site.write(*urls[::-1])
+        await reload(process, 4)
+        await call_all()
+        assert lost == set()
+        os.kill(int(str((await process.event("started", 4))[0]["pid"])), signal.SIGKILL)
+        await process.event("started", 5)
+        await call_all()
+        if transport == "sse":
+            await until(lambda: sum(server.open for server in servers) == count - len(lost))
+        else:
+            assert lost == set()
+    for server in servers:
+        assert {key[2] for key in server.requests} <= {200, 202}
