@@ -5,24 +5,23 @@ It releases without awaiting, so cancellation and deadlines cannot interrupt it.
 
 from __future__ import annotations
 
+import msgspec
+
 from .buffers import BufferPool, Lease
 from .errors import ScopeClosed
 
 __all__ = ["BufferScope"]
 
 
-class BufferScope:
+class BufferScope(msgspec.Struct, eq=False):
     """An async context manager that owns leases.
 
     Entering and leaving never block and are not checkpoints. It is async so that a scope can only
     be opened inside a task.
     """
 
-    __slots__ = ("_leases", "_open")
-
-    def __init__(self) -> None:
-        self._leases: list[Lease] = []  # usually one or two
-        self._open = False
+    _leases: list[Lease] = []  # msgspec makes one for each scope
+    _open: bool = False
 
     async def __aenter__(self) -> BufferScope:
         self._open = True

@@ -173,9 +173,7 @@ class Http1Connection:
             self._end_of_input()
             return
         self.reader.feed(data)
-        if self._news.waiting:
-            self._news.wake()
-        elif len(self.reader.data) > _MAX_AHEAD_BYTES:
+        if not self._news.wake() and len(self.reader.data) > _MAX_AHEAD_BYTES:
             self._listen(False)
 
     def _end_of_input(self) -> None:

@@ -68,7 +68,6 @@ class Http1Stream:
         "_connection",
         "_continues",
         "_framing",
-        "_gone",
         "_head",
         "_left",
         "_to_receive",
@@ -77,6 +76,7 @@ class Http1Stream:
         "closes",
         "complete",
         "ended",
+        "gone",
         "head",
         "on_gone",
         "peer",
@@ -98,7 +98,7 @@ class Http1Stream:
         self.scope: trio.CancelScope | None = connection.scope
         self.on_gone: Callable[[], None] | None = None
         self.complete = head.length == 0
-        self._gone = False
+        self.gone = False
         self._framing = Chunked(of_request=True) if head.length is None else None
         self._to_receive = head.length or 0  # of a body with a length
         self._broken = False  # its framing
@@ -130,17 +130,13 @@ class Http1Stream:
         return self._continues and not self._connection.reader.data
 
     @property
-    def gone(self) -> bool:
-        return self._gone
-
-    @property
     def timed_out(self) -> bool:
         return self._connection.timed_out
 
     def leave(self) -> None:
         """The client has left."""
-        if not self._gone:
-            self._gone = True
+        if not self.gone:
+            self.gone = True
             if self.on_gone is not None:
                 self.on_gone()
 
@@ -152,7 +148,7 @@ class Http1Stream:
 
     async def receive(self) -> bytes:
         connection = self._connection
-        if self.complete or self._gone:
+        if self.complete or self.gone:
             await self.wait_hangup()
             return b""
         data = self._take()
@@ -198,14 +194,14 @@ class Http1Stream:
         left = _LINGER_BYTES
         try:
             with trio.move_on_after(_LINGER_S):
-                while not self.complete and not self._gone and left > 0:
+                while not self.complete and not self.gone and left > 0:
                     left -= len(await self.receive())
         except RequestRefused:
             return False
         return self.complete
 
     async def wait_hangup(self) -> None:
-        if not self._gone:
+        if not self.gone:
             left = trio.Event()
             self.on_gone, before = left.set, self.on_gone
             try:
@@ -294,7 +290,7 @@ class Http1Stream:
         if self._head:
             message = (self._head, *message) if message else (self._head,)
             self._head = b""
-        if self._gone:
+        if self.gone:
             raise ClientGone
         self._unsent = self._connection.transport.send(message)
         self.bytes_sent += size

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 
+import msgspec
 import trio
 
 from ..downstream import ClientStream, Writer
@@ -29,57 +30,32 @@ _ERROR_EVENT_S = 1.0
 _NO_NAMES: frozenset[bytes] = frozenset()
 
 
-class ClientResponse:
+class ClientResponse(msgspec.Struct, eq=False):
     """The response of one exchange: `start`, then `write` or a relay on its writer, then `finish`.
 
     Methods that wait raise `ClientGone` when the client has left, and `SendStalled` when it takes
     nothing for `timeouts.send` seconds.
     """
 
-    __slots__ = (
-        "_body",
-        "_request",
-        "_route",
-        "_send_s",
-        "_stream",
-        "_worker",
-        "cors",
-        "ended",
-        "finished",
-        "may_add",
-        "status",
-        "writer",
-    )
-
-    def __init__(
-        self,
-        worker: Worker,
-        route: Route | None,
-        request: ClientRequest,
-        body: RequestBody,
-        stream: ClientStream,
-        cors: Cors | None,
-    ) -> None:
-        """`cors`: of a request from an allowed origin."""
-        self._worker = worker
-        self._route = route
-        self._request = request
-        self._body = body
-        self._stream = stream
-        self._send_s = (worker.routes if route is None else route).timeouts.send
-        self.cors = cors
-        self.writer: Writer | None = None
-        """None before `start`."""
-        self.status: int | None = None
-        """None until a head is sent."""
-        self.may_add = False
-        """Proxy bytes may go out between events: the body is an event stream of unknown length and
-        without content coding.
-        """
-        self.finished = False
-        """The whole body has been handed over: a client that leaves now has everything."""
-        self.ended = False
-        """The end of the body has been handed over, too."""
+    _worker: Worker
+    _route: Route | None
+    _request: ClientRequest
+    _body: RequestBody
+    _stream: ClientStream
+    cors: Cors | None
+    """Of a request from an allowed origin."""
+    writer: Writer | None = None
+    """None before `start`."""
+    status: int | None = None
+    """None until a head is sent."""
+    may_add: bool = False
+    """Proxy bytes may go out between events: the body is an event stream of unknown length and
+    without content coding.
+    """
+    finished: bool = False
+    """The whole body has been handed over: a client that leaves now has everything."""
+    ended: bool = False
+    """The end of the body has been handed over, too."""
 
     async def flush(self, step: Callable[[], Awaitable[bool | None]] | None = None) -> None:
         """Wait until the client has taken what was written.
@@ -87,7 +63,7 @@ class ClientResponse:
         Repeats `step`, by default the writer's `drain`, until its result is not False. Each
         repetition may take `timeouts.send` seconds.
         """
-        send_s = self._send_s
+        send_s = (self._route or self._worker.routes).timeouts.send
         if step is None:
             assert self.writer is not None
             step = self.writer.drain
@@ -150,7 +126,7 @@ class ClientResponse:
                 return
             self._body.note_continue()
         headers = [
-            item for item in self.headers(headers, sse=False) if item[0] != b"content-length"
+            item for item in response_headers(headers, sse=False) if item[0] != b"content-length"
         ]
         await self.flush(partial(self._stream.send_interim, status, headers))
 
@@ -236,16 +212,6 @@ class ClientResponse:
         """Detect by TCP keepalive that the client has left, although nothing is sent to it."""
         self._stream.send_probes()
 
-    def headers(
-        self,
-        headers: Iterable[tuple[bytes, bytes]],
-        *,
-        sse: bool,
-        dropped: frozenset[bytes] = _NO_NAMES,
-    ) -> HeaderList:
-        """The headers of a response that go to the client, without `dropped`."""
-        return response_headers(headers, dropped=dropped, sse=sse)
-
     def own_headers(
         self,
         headers: Iterable[tuple[bytes, bytes]],
@@ -253,8 +219,8 @@ class ClientResponse:
         sse: bool,
         dropped: frozenset[bytes] = _NO_NAMES,
     ) -> HeaderList:
-        """As `headers`, for an answer that is not the upstream's. Adds CORS headers, so that a page
-        of an allowed origin can read it.
+        """As `response_headers`, for an answer that is not the upstream's. Adds CORS headers, so that
+        a page of an allowed origin can read it.
         """
-        listed = self.headers(headers, sse=sse, dropped=dropped)
+        listed = response_headers(headers, sse=sse, dropped=dropped)
         return listed if self.cors is None else self.cors.grant(listed)

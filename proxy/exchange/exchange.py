@@ -145,12 +145,12 @@ class Exchange:
         if admission.route is not None:
             self.route_name = admission.route.name
         self.is_counted, self.client_place = admission.counted, admission.client_place
-        self._body = RequestBody(
-            self._stream,
-            max_bytes=0 if route is None else route.limits.max_request_body_bytes,
-            idle_s=math.inf if route is None else route.timeouts.idle,
-        )
-        if route is not None:
+        if route is None:
+            self._body = RequestBody(self._stream, 0, math.inf)
+        else:
+            self._body = RequestBody(
+                self._stream, route.limits.max_request_body_bytes, route.timeouts.idle
+            )
             self._stream.limit_send(route.timeouts.send)
         self._response = ClientResponse(
             worker, admission.route, self._request, self._body, self._stream, admission.cors

@@ -26,6 +26,7 @@ from ..http.headers import (
     end_to_end,
     find_header,
     outer_prefix,
+    response_headers,
     with_length_of,
     without_stale,
 )
@@ -257,7 +258,7 @@ def _headers_for_client(
         raw = with_length_of(raw, received.headers if had_body else [])
     # RFC 9110, section 8.6: a 204 has no length
     dropped = _LENGTH if rewrite.unknown_length or shown.status == 204 else _NO_NAMES
-    headers = response.headers(raw, sse=kind == "events", dropped=dropped)
+    headers = response_headers(raw, sse=kind == "events", dropped=dropped)
     if response.cors is not None:
         headers = response.cors.expose_session(headers)
     if rewrite.json is not None:

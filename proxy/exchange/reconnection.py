@@ -105,7 +105,7 @@ async def _ask_again(
 ) -> _NextPart:
     heartbeat_s, heartbeat = ctx.response.heartbeat_s, ctx.response.send_heartbeat
     received = await with_heartbeats(
-        partial(upstream.send_again, last_event_id), heartbeat_s, heartbeat
+        partial(upstream.send, b"", last_event_id=last_event_id), heartbeat_s, heartbeat
     )
     status, coding, body = received.status, received.content_coding, received.body
     continues = False

@@ -10,6 +10,7 @@ import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
+import msgspec
 import trio
 from trio_util import wait_any
 
@@ -28,42 +29,29 @@ LINGER_BYTES = 64 * 1024 * 1024
 _SMALL_PIECE_BYTES = 16384
 
 
-class RequestBody:
+class RequestBody(msgspec.Struct, eq=False):
     """Receives one request. `listen` watches a client whose request is complete; otherwise `run`
     must be a task. The other methods serve the time before and after.
     """
 
-    __slots__ = (
-        "_begun",
-        "_ended",
-        "_first",
-        "_idle_s",
-        "_max_bytes",
-        "_pieces",
-        "_silence",
-        "_stream",
-        "_to_reader",
-        "answered",
-        "bytes_received",
-        "expects_body",
-    )
-
-    def __init__(self, stream: ClientStream, *, max_bytes: int, idle_s: float) -> None:
-        """`idle_s` limits the client's silence in the middle of its request."""
-        self._stream = stream
-        self._max_bytes = max_bytes
-        self._idle_s = idle_s
-        self._begun = False  # the first piece has been received, or is awaited
-        self._first = b""
-        self._to_reader: trio.MemorySendChannel[bytes] | None = None
-        self._pieces: trio.MemoryReceiveChannel[bytes] | None = None
-        self._silence: trio.CancelScope | None = None  # while `run` awaits the body
-        self._ended: trio.Event | None = None  # made by `wait_complete`, set by `run`
-        self.expects_body = True
-        """The request has a body; without one, no time limit applies to the end of the request."""
-        self.answered = False
-        """A response has begun; from then on the client may be silent."""
-        self.bytes_received = 0
+    _stream: ClientStream
+    _max_bytes: int
+    _idle_s: float
+    """The limit of the client's silence in the middle of its request."""
+    expects_body: bool = True
+    """The request has a body; without one, no time limit applies to the end of the request."""
+    answered: bool = False
+    """A response has begun; from then on the client may be silent."""
+    bytes_received: int = 0
+    _begun: bool = False
+    """The first piece has been received, or is awaited."""
+    _first: bytes = b""
+    _to_reader: trio.MemorySendChannel[bytes] | None = None
+    _pieces: trio.MemoryReceiveChannel[bytes] | None = None
+    _silence: trio.CancelScope | None = None
+    """While `run` awaits the body."""
+    _ended: trio.Event | None = None
+    """Made by `wait_complete`, set by `run`."""
 
     @property
     def complete(self) -> bool:
@@ -173,9 +161,10 @@ class RequestBody:
         stream = self._stream
         if not stream.calls_back or self._first:
             return False
-        while (stream.complete or self._to_reader is None) and self._receive_nowait() is not None:
-            pass
-        if not stream.complete or stream.gone:
+        while not stream.complete:
+            if self._to_reader is not None or self._receive_nowait() is None:
+                return False
+        if stream.gone:
             return False
         if self._to_reader is not None:
             self._to_reader.close()

@@ -79,30 +79,15 @@ class UpstreamRequest(msgspec.Struct, eq=False):
         method = self.client.method if self.request is None else self.request.method
         return self.route.reconnect.enabled and method == "GET" and self.length in (None, b"0")
 
-    async def send(self, body: bytes | AsyncIterable[bytes]) -> ReceivedHead:
-        """Send the request; returns when the response's head has arrived. Raises `UpstreamFailure`,
-        and `RequestRefused` for a request that cannot be sent.
-        """
-        return await self._call(body, self.length, None)
-
-    async def send_again(self, last_event_id: bytes) -> ReceivedHead:
-        """Ask for what follows that event, after `close`. Raises as `send`."""
-        return await self._call(b"", None, last_event_id)
-
-    def close(self) -> None:
-        """Return the connection. Synchronous; safe to call again."""
-        if self.body is not None:
-            self.body.close()
-
-    def forget(self) -> None:
-        """Break the reference cycles through the callbacks."""
-        self.on_interim = self.ask_for_body = None
-
-    async def _call(
-        self, body: bytes | AsyncIterable[bytes], length: bytes | None, last_event_id: bytes | None
+    async def send(
+        self, body: bytes | AsyncIterable[bytes], *, last_event_id: bytes | None = None
     ) -> ReceivedHead:
+        """Send the request; returns when the response's head has arrived. With `last_event_id`, ask
+        for what follows that event, after `close` and without a body. Raises `UpstreamFailure`, and
+        `RequestRefused` for a request that cannot be sent.
+        """
         route = self.route
-        call = self._make(body, length, last_event_id)
+        call = self._make(body, last_event_id)
         try:
             response = await route.transport.call(call)
         except BadRequest:
@@ -120,8 +105,17 @@ class UpstreamRequest(msgspec.Struct, eq=False):
                 ) from None
         return ReceivedHead(response.status, headers, kind, coding, response.body, call)
 
+    def close(self) -> None:
+        """Return the connection. Synchronous; safe to call again."""
+        if self.body is not None:
+            self.body.close()
+
+    def forget(self) -> None:
+        """Break the reference cycles through the callbacks."""
+        self.on_interim = self.ask_for_body = None
+
     def _make(
-        self, body: bytes | AsyncIterable[bytes], length: bytes | None, last_event_id: bytes | None
+        self, body: bytes | AsyncIterable[bytes], last_event_id: bytes | None
     ) -> UpstreamCall:
         route, client = self.route, self.client
         method, target, headers = client.method, client.target.raw, client.headers
@@ -144,7 +138,7 @@ class UpstreamRequest(msgspec.Struct, eq=False):
                 client=client.client,
                 scheme=client.scheme,
                 identity=self.identity or self.may_repeat,
-                body=length,
+                body=self.length if last_event_id is None else None,
                 via=self.via.entry(client.http_version),
                 expects_continue=self.ask_for_body is not None,
             ),

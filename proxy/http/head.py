@@ -150,16 +150,13 @@ class ResponseHead(msgspec.Struct, frozen=True):
     """The bytes received after the head."""
 
 
-class HeadReader:
+class HeadReader(msgspec.Struct, eq=False):
     """Reads one response head from bytes as they arrive, and the informational heads before it."""
 
-    __slots__ = ("_data", "_informational", "interim")
-
-    def __init__(self) -> None:
-        self._data = b""
-        self._informational = 0
-        self.interim: list[ResponseHead] = []
-        """Informational heads in order; the caller empties it."""
+    interim: list[ResponseHead] = []  # msgspec makes one for each reader
+    """Informational heads in order; the caller empties it."""
+    _data: bytes = b""
+    _informational: int = 0
 
     def receive(self, data: bytes) -> ResponseHead | None:
         """Take what has arrived; return the head once it is complete. Raises `ProtocolFailure`,

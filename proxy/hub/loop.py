@@ -43,12 +43,12 @@ class TrioLoop:
     """Trio's loop in this thread. Belongs to one `trio.run`."""
 
     __slots__ = (
-        "_deadlines",
         "_instrumented",
         "_run_context",
         "_runner",
         "_traps",
         "fd",
+        "next_deadline",
         "runnable",
         "wake",
     )
@@ -56,7 +56,6 @@ class TrioLoop:
     def __init__(self, run_context: Any, runner: Any, epoll: select.epoll) -> None:
         self._run_context = run_context
         self._runner = runner
-        self._deadlines = runner.deadlines
         self._instrumented: dict[str, Any] = runner.instruments.data
         self._traps = trio_traps
         self.runnable: deque[Any] = runner.runq
@@ -65,6 +64,8 @@ class TrioLoop:
         """Readable when a socket of Trio's is ready, a thread or signal has woken Trio, or after
         `wake`.
         """
+        self.next_deadline: Callable[[], float] = runner.deadlines.next_deadline
+        """The earliest deadline of any cancel scope, in Trio's time."""
         self.wake: Callable[[], None] = runner.io_manager.force_wakeup
         """Make Trio's next wait return at once."""
 
@@ -111,11 +112,6 @@ class TrioLoop:
                 self._runner.instruments.call("after_task_step", task)
             del self._run_context.task
             final = None  # it may hold a traceback
-
-    def next_deadline(self) -> float:
-        """The earliest deadline of any cancel scope, in Trio's time."""
-        deadline: float = self._deadlines.next_deadline()
-        return deadline
 
     @property
     def wants_idle(self) -> bool:

@@ -101,10 +101,14 @@ class Wait:
         result: bool = await trio.lowlevel.wait_task_rescheduled(self._abort)
         return result
 
-    def wake(self) -> None:
-        """End the wait, if there is one. In a turn of the hub the task runs now."""
-        if self._task is not None:
-            self._hub.resume(self._leave(), _CAME)
+    def wake(self) -> bool:
+        """End the wait, if there is one; return whether there was. In a turn of the hub the task runs
+        before this returns.
+        """
+        if self._task is None:
+            return False
+        self._hub.resume(self._leave(), _CAME)
+        return True
 
     def expire(self) -> None:
         """End the wait: its time has passed."""

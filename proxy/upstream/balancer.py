@@ -102,7 +102,12 @@ class Balancer:
         now = trio.current_time()
         session = self._session_of(call, now)
         tied, sent = session.endpoint, session.call
-        turn = self._choose(now) if tied is None else self.endpoints.pin(tied, now)
+        try:
+            turn = self.endpoints.choose(now) if tied is None else self.endpoints.pin(tied, now)
+        except NoneInService as error:
+            failure = NoEndpoint(f"{self._name}: every endpoint is ejected")
+            failure.retry_after_s = max(1, math.ceil(error.retry_after_s))
+            raise failure from None
         if call.retry is not None:
             call.retry.budget.deposit()
         tried: list[Endpoint] = []
@@ -184,14 +189,6 @@ class Balancer:
         return self.endpoints.states()
 
     # Choosing
-
-    def _choose(self, now: float) -> Turn:
-        try:
-            return self.endpoints.choose(now)
-        except NoneInService as error:
-            failure = NoEndpoint(f"{self._name}: every endpoint is ejected")
-            failure.retry_after_s = max(1, math.ceil(error.retry_after_s))
-            raise failure from None
 
     def _next_turn(
         self,

@@ -138,9 +138,9 @@ class Connection:
         """As `Watcher.on_ready`."""
         assert self._hub is not None
         assert self._news is not None
-        if self._news.waiting:
-            self._news.wake()
-        elif self.on_event is not None:
+        if self._news.wake():
+            return
+        if self.on_event is not None:
             self.on_event(self)
         else:
             self._hub.forget(self.sock.fileno())  # it would be called again and again

@@ -71,29 +71,25 @@ class Slots:
         self.max_connections = max_connections
         self.max_waiting = max(_MIN_WAITING, max_connections)
         self.pools: list[ConnectionPool] = []
-        self._free = trio.Semaphore(max_connections, max_value=max_connections)
+        self.free = trio.Semaphore(max_connections, max_value=max_connections)
 
     async def acquire(self, origin: Origin, deadline: float) -> None:
         """Take a slot in order of arrival. Raises `PoolFull` at once if too many wait already, and
         `PoolTimedOut` at the deadline.
         """
-        if self.take():
-            return
-        if self._free.statistics().tasks_waiting >= self.max_waiting:
+        try:
+            self.free.acquire_nowait()
+        except trio.WouldBlock:
+            await self._wait(origin, deadline)
+
+    async def _wait(self, origin: Origin, deadline: float) -> None:
+        if self.free.statistics().tasks_waiting >= self.max_waiting:
             raise PoolFull(f"{origin}: {self.max_waiting} requests wait for a connection already")
         try:
             with trio.fail_at(deadline):
-                await self._free.acquire()
+                await self.free.acquire()
         except trio.TooSlowError:
             raise self.timed_out(origin) from None
-
-    def take(self) -> bool:
-        """Take a slot, if one is free."""
-        try:
-            self._free.acquire_nowait()
-        except trio.WouldBlock:
-            return False
-        return True
 
     def timed_out(self, origin: Origin) -> PoolTimedOut:
         return PoolTimedOut(
@@ -101,13 +97,13 @@ class Slots:
         )
 
     def release(self) -> None:
-        self._free.release()
+        self.free.release()
 
     def make_room(self) -> None:
         """Close the oldest idle connection if one more would exceed the bound. Call it with a slot
         taken, before opening a connection.
         """
-        lent = self.max_connections - self._free.value
+        lent = self.max_connections - self.free.value
         if lent + sum(len(pool.idle) for pool in self.pools) > self.max_connections:
             oldest = min(
                 (pool for pool in self.pools if pool.idle), key=lambda pool: pool.idle[0].idle_since
@@ -147,7 +143,11 @@ class ConnectionPool:
 
     def lend_kept(self) -> Connection | None:
         """Lend a kept connection until `release`, if there is one and a slot is free."""
-        if not self.idle or not self._slots.take():
+        if not self.idle:
+            return None
+        try:
+            self._slots.free.acquire_nowait()
+        except trio.WouldBlock:
             return None
         connection = self._take_idle()
         if connection is None:

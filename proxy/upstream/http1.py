@@ -17,6 +17,7 @@ from __future__ import annotations
 import ssl
 from math import inf
 
+import msgspec
 import trio
 
 from ..errors import ProtocolFailure, ReadFailed, ReadTimedOut, Sent, Truncated, UpstreamFailure
@@ -155,26 +156,17 @@ class _Message:
             self.first += encoder.data(body) + encoder.end()  # raises: it has another length
 
 
-class _Attempt:
+class _Attempt(msgspec.Struct, eq=False):
     """One request on one connection, until the response's head has arrived.
 
     It neither chooses the connection nor returns it.
     """
 
-    __slots__ = ("_call", "_connection", "_message", "_pool", "_upload")
-
-    def __init__(
-        self,
-        pool: ConnectionPool,
-        connection: Connection,
-        call: UpstreamCall,
-        message: _Message,
-    ) -> None:
-        self._pool = pool
-        self._connection = connection
-        self._call = call
-        self._message = message
-        self._upload: Upload | None = None
+    _pool: ConnectionPool
+    _connection: Connection
+    _call: UpstreamCall
+    _message: _Message
+    _upload: Upload | None = None
 
     @property
     def sent(self) -> Sent:
@@ -263,9 +255,19 @@ class _Attempt:
         """Read the head, and pass on the informational responses before it. None if `timeout_s` has
         passed; it may be called again with the same `reader`.
         """
+        connection = self._connection
         due, left_s = trio.current_time() + timeout_s, timeout_s
-        while await self._connection.wait_readable(left_s):
-            head = self._read_once(reader)
+        while await connection.wait_readable(left_s):
+            try:
+                data = connection.receive(_READ_BYTES)
+            except Truncated:  # an end like any other, over TLS and without close_notify
+                data = b""
+            if data == b"":
+                raise ReadFailed(f"{connection.origin}: closed the connection without a response")
+            try:
+                head = None if data is None else reader.receive(data)
+            except ProtocolFailure as error:
+                raise ProtocolFailure(f"{connection.origin}: {error}") from None
             if reader.interim:
                 await self._pass_interim(reader)
             if head is not None:
@@ -283,21 +285,6 @@ class _Attempt:
         if on_interim is not None:
             for each in interim:
                 await on_interim(self._call, each.status, each.headers)
-
-    def _read_once(self, reader: HeadReader) -> ResponseHead | None:
-        connection = self._connection
-        try:
-            data = connection.receive(_READ_BYTES)
-        except Truncated:  # an end like any other, over TLS and without close_notify
-            data = b""
-        if data is None:
-            return None
-        if not data:
-            raise ReadFailed(f"{connection.origin}: closed the connection without a response")
-        try:
-            return reader.receive(data)
-        except ProtocolFailure as error:
-            raise ProtocolFailure(f"{connection.origin}: {error}") from None
 
 
 def _client_context(ca_file: str | None) -> ssl.SSLContext:

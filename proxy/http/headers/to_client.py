@@ -16,11 +16,12 @@ __all__ = ["check_response_headers", "response_headers", "with_length_of", "with
 _ABOUT_CONTENT = frozenset(
     b"etag last-modified content-md5 digest content-digest repr-digest accept-ranges".split()
 )
+_NO_NAMES: frozenset[bytes] = frozenset()
 _FOR_STREAMS = HOP_BY_HOP | {b"x-accel-buffering"}
 
 
 def response_headers(
-    headers: Iterable[tuple[bytes, bytes]], *, dropped: frozenset[bytes], sse: bool
+    headers: Iterable[tuple[bytes, bytes]], *, sse: bool, dropped: frozenset[bytes] = _NO_NAMES
 ) -> HeaderList:
     """The fields that go to the client, names in lower case. `dropped`: names that the server adds
     itself, or whose values do not fit a changed body. `sse` asks proxies in front not to buffer.
