@@ -233,6 +233,8 @@ class Balancer:
     def _session_of(self, call: UpstreamCall, now: float) -> _Session:
         """The session of a call. Raises `SessionGone`."""
         uri, header = call.session, _session_id(call.headers)
+        if uri is None and header is None:
+            return _Session(None, None, call)
         session = self._named_by_id(call, uri, header)
         if session is None:
             place, key = None, header
