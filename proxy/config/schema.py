@@ -286,6 +286,10 @@ class ReverseProxy(_Settings, frozen=True):
     reconnect: Reconnect = Reconnect()
     retry: Retry = Retry()
     health: Health = Health()
+    max_total_streams: Count | None = None
+    """Exchanges at a time of all workers together. null: no limit but `limits.max_streams` of each
+    worker.
+    """
     max_client_connections: Count | None = None
     """Open client connections of each worker. null: half of its limit of open files, less a
     reserve.

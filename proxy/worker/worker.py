@@ -141,6 +141,7 @@ class Worker:
             self.admitted += 1
             if (place := exchange.client_place) is not None:
                 self.client_streams[place] = self.client_streams.get(place, 0) + 1
+        self.memory.admitted = self.admitted
 
     def leave(self, exchange: LiveExchange) -> None:
         """Remove an exchange that `enter` registered."""
@@ -151,6 +152,7 @@ class Worker:
         if exchange.is_counted:
             tally.admitted -= 1
             self.admitted -= 1
+            self.memory.admitted = self.admitted
             if (place := exchange.client_place) is not None:
                 self.client_streams[place] -= 1
                 if not self.client_streams[place]:
@@ -160,13 +162,20 @@ class Worker:
             self.none_left.set()
 
     def is_full(self, route: Route) -> bool:
-        """Whether the worker, or the route if it has its own limit, has reached `max_streams`."""
-        if self.admitted >= self.generations.current.config.reverse_proxy.limits.max_streams:
-            return True
-        return (
+        """Whether the worker, or the route if it has its own limit, has reached `max_streams`, or all
+        workers `max_total_streams`. If not, `enter` must follow without a checkpoint.
+        """
+        settings = self.generations.current.config.reverse_proxy
+        if self.admitted >= settings.limits.max_streams or (
             route.max_streams is not None
             and self.metrics.routes[route.name].admitted >= route.max_streams
-        )
+        ):
+            return True
+        if settings.max_total_streams is None:
+            return False
+        # First take the place: another worker can look at the same time.
+        self.memory.admitted = self.admitted + 1
+        return sum(memory.admitted for memory in self.memories) > settings.max_total_streams
 
     def client_place(
         self, route: Route, peer: str | None, headers: Sequence[tuple[bytes, bytes]]

@@ -45,6 +45,7 @@ CONFIG = """
 reverse_proxy:
   upstreams: [{name: up, endpoints: ["%s"]}]
   routes: [{path: /, upstream: up, interceptors: [author]}]
+  max_total_streams: 100
 interceptors: [{name: author, use: "./author.py:Author"}]
 admin: {port: %d, prefix: /-}
 drain: {timeout: 5, delay: 0.3}
@@ -205,6 +206,37 @@ async def test_a_worker_that_does_not_answer_is_reported_and_delays_nothing(tmp_
         await workers.process.event("drain", 4)
         assert await workers.page("/readyz") == b"not ready\n"
         await client.aclose()
+
+
+async def test_streams_of_all_workers_are_limited_together(tmp_path: Path) -> None:
+    """`max_total_streams: 100`. Those of a killed worker no longer count."""
+    async with four_workers(tmp_path) as workers:
+        clients: list[Client] = []
+        statuses: list[int] = []
+
+        async def attempt() -> None:
+            client = await open_client(workers.port)
+            await client.send("GET", "/open")
+            statuses.append((await client.head()).status)
+            clients.append(client)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(110):
+                nursery.start_soon(attempt)
+        assert statuses.count(200) <= 100
+        while statuses.count(200) < 100:  # two that came at once can both have been refused
+            await attempt()
+        await attempt()
+        assert statuses[-1] == 503
+        listed = (await workers.status())["exchanges"]
+        assert (listed["total"], len(listed["oldest"])) == (100, 100)
+        victim = listed["oldest"][0]["worker"]
+        os.kill(workers.pids[victim], signal.SIGKILL)
+        await workers.process.event("worker_died")
+        await attempt()
+        assert statuses[-1] == 200
+        for client in clients:
+            await client.aclose()
 
 
 async def test_promtool_accepts_the_metrics_of_one_worker() -> None:
