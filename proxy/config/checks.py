@@ -126,7 +126,7 @@ def _of_store(config: Config) -> Iterator[Mistake]:
     store = config.store
     if store.url is not None and (problem := address_problem(store.url)):
         yield Mistake("store.url", problem, shows_value=False)  # it may have a password
-    if store.ca_file is not None:
+    if store.ca_file is not None and store.url is not None:
         yield from _ca_file(store.ca_file, "store.ca_file")
     for name in ("username", "password", "ca_file"):
         if store.url is None and getattr(store, name) is not None:
