@@ -7,7 +7,7 @@ only the head run before them. - A batch of more than `MAX_BATCH` messages is re
 JSON-RPC requests of a POST are kept until their responses have passed: an error inside the stream
 answers those that are still open. - The `endpoint` event of the old transport (2024-11-05), the
 first of a GET's stream, is rewritten to point to this route, and its session is tied to the
-endpoint that opened the stream.
+endpoint that opened the stream: by a mark in the URI, or in the balancer's table.
 
 Everything else passes unchanged. Uses the plug-in API; knows no exchange and no socket.
 """

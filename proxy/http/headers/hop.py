@@ -34,7 +34,7 @@ _NEVER_NAMED = frozenset(
 )
 _READ_HERE = frozenset(
     b"expect accept-encoding last-event-id content-range if-range "
-    b"access-control-request-method mcp-session-id".split()
+    b"access-control-request-method".split()
 )
 _REPORT_INITIALS = (b"x", b"f")
 _MAY_BE_REMOVED = re.compile(rb"[A-Z_]|forwarded|x-real-ip")
