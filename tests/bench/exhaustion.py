@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import resource
-import socket
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from support.process import ROOT, WEIRPOOL, free_port
+import h11
+import trio
+from support.client import Client, open_client
+from support.process import Process, port_of, running, serve
+from support.upstream import Peer, open_upstream
 
 from interceptors.api_keys import hash_key
 from proxy.commands.bench.processes import cpu_seconds, resident_kb
@@ -33,7 +32,6 @@ from proxy.commands.bench.processes import cpu_seconds, resident_kb
 KEY = "a-key-of-a-client"
 FILES = 64
 MIB = 1 << 20
-
 CONFIG = f"""
 reverse_proxy:
   upstreams: [{{name: up, endpoints: ["http://HOST:PORT"]}}]
@@ -47,260 +45,187 @@ interceptors:
   - {{name: policy, use: mcp_policy, options: {{tools: {{deny: [shell]}}}}}}
   - {{name: body, use: "./body.py:Body"}}
 """
-BODY = """
-from interceptors import Interceptor
+BODY = "from interceptors import Interceptor\nclass Body(Interceptor):\n    wants_body = True\n"
+LOST = (OSError, EOFError, trio.BrokenResourceError, trio.TooSlowError, h11.RemoteProtocolError)
+Result = tuple[dict[str, object], bool]
 
 
-class Body(Interceptor):
-    wants_body = True
-"""
-
-
-POST = "POST %s HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
-
-
-class Upstream:
+async def upstream(peer: Peer) -> None:
     """Answers every request; an endless event stream on a path that ends with `/stream`."""
-
-    def __init__(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=200)
-        self.port: int = self.listener.getsockname()[1]
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self.listener.accept()
-                threading.Thread(target=self.serve, args=(client,), daemon=True).start()
-
-    def serve(self, client: socket.socket) -> None:
-        with client, suppress(OSError), client.makefile("rb") as file:
-            while line := file.readline():
-                length = 0
-                while field := file.readline().strip():
-                    name, _, value = field.partition(b":")
-                    if name.lower() == b"content-length":
-                        length = int(value)
-                while length > 0 and (data := file.read(min(length, MIB))):
-                    length -= len(data)
-                if b"/stream " in line:
-                    client.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
-                    while True:
-                        client.sendall(b"data: {}\n\n")
-                        time.sleep(0.05)
-                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    while request := await peer.request():
+        if not request.target.endswith(b"/stream"):
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            continue
+        await peer.start_stream()
+        while True:
+            await peer.chunk(b"data: {}\n\n")
+            await trio.sleep(0.05)
 
 
 class Server:
     """`weirpool serve`, with what it uses."""
 
-    def __init__(self, directory: Path, upstream: Upstream, host: str, files: int | None) -> None:
-        file = directory / "weirpool.yaml"
-        file.write_text(CONFIG.replace("HOST", host).replace("PORT", str(upstream.port)))
-        (directory / "body.py").write_text(BODY)
-        self.port = free_port()
-        self.log = directory / "log"
-
-        def limit() -> None:
-            if files:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*WEIRPOOL, "serve", "--config", str(file), "--bind", f"127.0.0.1:{self.port}"],
-                stderr=log,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                preexec_fn=limit,
-            )
-        for _ in range(200):
-            with suppress(OSError), self.connect():
-                break
-            time.sleep(0.05)
-        time.sleep(0.5)
+    def __init__(self, process: Process, port: int) -> None:
+        self.process = process
+        self.pid = process.process.pid
+        self.port = port
         self.idle_memory = self.memory()
-        self.most_files = 0
-        self.most_memory = 0
-        self.watching = threading.Event()
-        threading.Thread(target=self.watch, daemon=True).start()
+        self.most_files = self.most_memory = 0
 
-    def watch(self) -> None:
+    async def watch(self) -> None:
         with suppress(OSError):
-            while not self.watching.wait(0.02):
-                files = len(os.listdir(f"/proc/{self.process.pid}/fd"))
+            while True:
+                files = len(os.listdir(f"/proc/{self.pid}/fd"))
                 self.most_files = max(self.most_files, files)
                 self.most_memory = max(self.most_memory, self.memory() - self.idle_memory)
+                await trio.sleep(0.02)
 
     def memory(self) -> int:
-        return resident_kb([self.process.pid]) * 1024
+        return resident_kb([self.pid]) * 1024
 
-    def connect(self) -> socket.socket:
-        client = socket.create_connection(("127.0.0.1", self.port), timeout=20)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-        return client
+    async def get(self, client: Client | None = None, target: str = "/x") -> str:
+        """The status, on this connection or a new one; or how it broke."""
+        try:
+            with trio.fail_after(20):
+                used = client or await open_client(self.port)
+                await used.send("GET", target)
+                answer = await used.answer()
+                if client is None:
+                    await used.aclose()
+                else:
+                    used.next_cycle()
+                return str(answer.status)
+        except (*LOST, h11.LocalProtocolError) as error:
+            return type(error).__name__
 
     def count(self, event: str) -> int:
-        return self.log.read_text().count(f'"event": "{event}"')
-
-    def close(self) -> None:
-        self.watching.set()
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        return sum(f'"event": "{event}"' in line for line in self.process.lines)
 
 
-@contextmanager
-def serving(host: str = "127.0.0.1", files: int | None = None) -> Iterator[Server]:
-    upstream = Upstream()
+@asynccontextmanager
+async def serving(host: str = "127.0.0.1", files: int | None = None) -> AsyncIterator[Server]:
+    def limit() -> None:
+        if files:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
     with tempfile.TemporaryDirectory() as directory:
-        server = Server(Path(directory), upstream, host, files)
-        try:
-            yield server
-        finally:
-            server.close()
-            upstream.listener.close()
+        file = Path(directory) / "weirpool.yaml"
+        (file.parent / "body.py").write_text(BODY)
+        async with open_upstream(upstream) as up, trio.open_nursery() as nursery:
+            file.write_text(CONFIG.replace("HOST", host).replace("PORT", str(up.port)))
+            async with running(serve("--config", str(file)), preexec_fn=limit) as process:
+                server = Server(process, await port_of(process))
+                nursery.start_soon(server.watch)
+                yield server
+                nursery.cancel_scope.cancel()
 
 
-def status_of(client: socket.socket) -> str:
-    """The status of the next answer, whose short body is read as well."""
-    data = b""
-    try:
-        while b"\r\n\r\n" not in data:
-            piece = client.recv(65536)
-            if not piece:
-                return "closed"
-            data += piece
-    except OSError as error:
-        return type(error).__name__
-    head, _, body = data.partition(b"\r\n\r\n")
-    (length,) = re.findall(rb"(?i)content-length: *(\d+)", head) or [0]
-    with suppress(OSError):
-        while len(body) < int(length) and (piece := client.recv(65536)):
-            body += piece
-    return head.split(b" ")[1].decode()
-
-
-def get(client: socket.socket, path: str = "/x") -> str:
-    with suppress(OSError):
-        client.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
-    return status_of(client)
-
-
-def descriptors(host: str) -> tuple[dict[str, object], bool]:
+async def descriptors(host: str) -> Result:
     """Sixty clients that send nothing, with 64 descriptors."""
-    with serving(host, FILES) as server, ExitStack() as stack:
-        kept = stack.enter_context(server.connect())
-        first = get(kept)
-        live = stack.enter_context(server.connect())
-        live.sendall(b"GET /stream HTTP/1.1\r\nHost: a\r\n\r\n")
-        began = status_of(live)
-        silent = [stack.enter_context(server.connect()) for _ in range(60)]
-        time.sleep(1)
-        results = Counter(get(kept) for _ in range(10))
-        with server.connect() as new:
-            fresh = get(new)
-        live.settimeout(2)
-        goes_on = bool(live.recv(100))
+    async with serving(host, FILES) as server:
+        kept, live = await open_client(server.port), await open_client(server.port)
+        first = await server.get(kept)
+        await live.send("GET", "/stream")
+        began = (await live.head()).status
+        silent = [await open_client(server.port) for _ in range(60)]
+        await trio.sleep(1)
+        results = Counter([await server.get(kept) for _ in range(10)])
+        fresh = await server.get()
+        with trio.fail_after(2):
+            goes_on = bool(await live.read_some())
         closed = 0
         for client in silent:
-            client.setblocking(False)
-            with suppress(BlockingIOError):
-                closed += not client.recv(1)
-        for client in silent:
-            client.close()
-        time.sleep(0.5)
-        with server.connect() as after:
-            later = get(after)
+            with trio.move_on_after(0.01), suppress(trio.BrokenResourceError):
+                closed += not await client.stream.receive_some(1)
+            await client.aclose()
+        await trio.sleep(0.5)
+        later = await server.get()
         ejected, failed = server.count("endpoint_ejected"), server.count("internal_error")
-        said = {
+        said: dict[str, object] = {
             "kept client": dict(results),
             "new client": fresh,
             "live stream goes on": goes_on,
             "closed idle": closed,
             "afterwards": later,
             "descriptors": server.most_files,
-            "log bytes": server.log.stat().st_size,
+            "log bytes": sum(map(len, server.process.lines)),
             "ejected": ejected,
         }
-        holds = (
-            (first, began, fresh, later, goes_on, ejected, failed)
-            == ("200", "200", "200", "200", True, 0, 0)
-            and set(results) <= {"200", "503"}
-            and server.most_files <= FILES
-        )
-        return said, holds
+        statuses = (first, began, fresh, later) == ("200", 200, "200", "200")
+        holds = statuses and goes_on and not ejected and not failed
+        return said, holds and set(results) <= {"200", "503"} and server.most_files <= FILES
 
 
-def bodies(path: str, key: bool, most: int, wanted: set[str]) -> tuple[dict[str, object], bool]:
+POST = (
+    "POST %s HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%s\r\n"
+)
+
+
+async def post(server: Server, path: str, length: int, body: list[bytes], fields: str = "") -> str:
+    """The status for a request with these pieces of its body; or how it broke, or `TooSlowError`."""
+    client = await open_client(server.port)
+    try:
+        with suppress(*LOST), trio.fail_after(10):
+            await client.stream.send_all((POST % (path, length, fields)).encode())
+            for piece in body:
+                await client.stream.send_all(piece)
+        with trio.fail_after(4):
+            client._h11.send(h11.Request(method="GET", target="/", headers=[("Host", "a")]))
+            return str((await client.head()).status)
+    except LOST as error:
+        return type(error).__name__
+    finally:
+        await client.aclose()
+
+
+async def bodies(path: str, key: bool, most: int, wanted: set[str]) -> Result:
     """Forty clients that send 15 MB of 16 and then wait."""
-    with serving() as server:
-        results: list[str] = []
-        piece = b"x" * 65536
+    async with serving() as server:
+        fields, results = f"Authorization: Bearer {KEY}\r\n" * key, list[str]()
 
-        def client() -> None:
-            with server.connect() as sock:
-                sock.settimeout(4)
-                authorization = f"Authorization: Bearer {KEY}\r\n" if key else ""
-                try:
-                    sock.sendall((POST % (path, 16_000_000) + authorization + "\r\n").encode())
-                    for _ in range(15_000_000 // len(piece)):
-                        sock.sendall(piece)
-                except OSError:
-                    pass
-                results.append(status_of(sock))
+        async def client() -> None:
+            body = [b"x" * 65536] * (15_000_000 // 65536)
+            results.append(await post(server, path, 16_000_000, body, fields))
 
-        threads = [threading.Thread(target=client) for _ in range(40)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        said = {
-            "statuses": dict(Counter(results)),
-            "memory MiB": round(server.most_memory / MIB, 1),
-        }
+        async with trio.open_nursery() as clients:
+            for _ in range(40):
+                clients.start_soon(client)
+        memory = round(server.most_memory / MIB, 1)
+        said: dict[str, object] = {"statuses": dict(Counter(results)), "memory MiB": memory}
         return said, server.most_memory <= most and set(results) <= wanted
 
 
-def numbers(size: int, wanted: str, most: int) -> tuple[dict[str, object], bool]:
+async def numbers(size: int, wanted: str, most: int) -> Result:
     """A batch of numbers, which are not messages."""
-    with serving() as server, server.connect() as client:
+    async with serving() as server:
         body = b"[" + b"0," * ((size - 3) // 2) + b"0]"
-        head = (POST % ("/policy", len(body)) + "\r\n").encode()
-        before = cpu_seconds([server.process.pid])
-        with suppress(OSError):
-            client.sendall(head + body)
-        status = status_of(client)
-        spent = cpu_seconds([server.process.pid]) - before
-        said = {
-            "status": status,
-            "CPU ms": round(spent * 1000),
-            "memory MiB": round(server.most_memory / MIB, 1),
-        }
+        before = cpu_seconds([server.pid])
+        status = await post(server, "/policy", len(body), [body])
+        spent = cpu_seconds([server.pid]) - before
+        memory = round(server.most_memory / MIB, 1)
+        said = {"status": status, "CPU ms": round(spent * 1000), "memory MiB": memory}
         return said, status == wanted and server.most_memory <= most
 
 
-CASES: dict[str, Callable[[], tuple[dict[str, object], bool]]] = {
+COLLECTED = {"503", "TooSlowError"}
+CASES: dict[str, Callable[[], Awaitable[Result]]] = {
     "64 descriptors, endpoint by address": lambda: descriptors("127.0.0.1"),
     "64 descriptors, endpoint by name": lambda: descriptors("localhost"),
     "40 bodies of 15 MB, no key": lambda: bodies("/keyed", False, 32 * MIB, {"401"}),
-    "40 bodies of 15 MB, a key, collected": lambda: bodies(
-        "/wanted", True, (64 + 48) * MIB, {"503", "TimeoutError"}
-    ),
+    "40 bodies of 15 MB, a key": lambda: bodies("/wanted", True, (64 + 48) * MIB, COLLECTED),
     "2.1 MB of numbers": lambda: numbers(2_100_000, "400", 100 * MIB),
     "16 MB of numbers": lambda: numbers(16_000_000, "413", 32 * MIB),
 }
 
 
-def main() -> None:
+async def main() -> int:
     failed = False
     for name, case in CASES.items():
-        said, holds = case()
+        said, holds = await case()
         failed = failed or not holds
         print(f"{name}: {'holds' if holds else 'DOES NOT HOLD'} {json.dumps(said)}", flush=True)
-    sys.exit(failed)
+    return failed
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(trio.run(main))
