@@ -25,9 +25,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import h2.config
-import h2.connection
-import h2.settings
 import trio
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from support.certificates import Certificates  # noqa: E402
 from support.client import fetch, open_client  # noqa: E402
-from support.http2_client import Http2Client  # noqa: E402
+from support.http2_client import WIDE, Http2Client, http2_requests  # noqa: E402
 from support.process import WEIRPOOL, Process, port_in, running  # noqa: E402
 from support.upstream import Peer, open_upstream  # noqa: E402
 
@@ -146,27 +143,12 @@ def http1_request(scenario: Scenario, limits: Limits) -> bytes:
     )
 
 
-def http2_request_with_open_windows() -> bytes:
-    client = h2.connection.H2Connection(
-        h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
-    )
-    client.initiate_connection()
-    client.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 2**31 - 1})
-    client.increment_flow_control_window(2**31 - 1 - 65535)
-    client.send_headers(
-        1,
-        [(":method", "GET"), (":path", "/"), (":scheme", "https"), (":authority", "x")],
-        end_stream=True,
-    )
-    return client.data_to_send()
-
-
 async def ask(
     stream: trio.abc.Stream, nursery: trio.Nursery, scenario: Scenario, limits: Limits
 ) -> None:
     """A client's request, with as much of its body as the proxy takes."""
     if limits.clients == "http2-unread":
-        await stream.send_all(http2_request_with_open_windows())
+        await stream.send_all(http2_requests(window=WIDE))
     elif limits.clients == "http2":
         client = Http2Client(stream, nursery, window=1000)  # type: ignore[arg-type]
         nursery.start_soon(client.run)

@@ -14,13 +14,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import h2.config
-import h2.connection
 import pytest
 import trio
 from support.certificates import Certificates
 from support.client import fetch, open_client
-from support.http2_client import open_http2
+from support.http2_client import WIDE, http2_requests, open_http2
 from support.interceptors import until
 from support.process import Process, running, serve
 from support.upstream import Peer, Script, open_upstream, stream_of
@@ -93,20 +91,6 @@ async def connect(port: int, context: ssl.SSLContext | None) -> trio.abc.Stream:
     return stream
 
 
-def http2(window: int) -> bytes:
-    """Three requests with this window for each response."""
-    client = h2.connection.H2Connection(
-        h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
-    )
-    client.initiate_connection()
-    client.update_settings({4: window})
-    client.increment_flow_control_window(2**31 - 1 - 65535)
-    for number in (1, 3, 5):
-        head = [(":method", "GET"), (":path", "/"), (":scheme", "https"), (":authority", "x")]
-        client.send_headers(number, head, end_stream=True)
-    return client.data_to_send()
-
-
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 BEFORE_TLS = [b"", b"\x16\x03\x01\x02\x00\x01"]
 """A handshake that never begins, and half of a hello."""
@@ -118,7 +102,7 @@ HTTP1 = [
     GET,
     GET * 20,
 ]
-HTTP2 = [http2(2**31 - 1), http2(0)]
+HTTP2 = [http2_requests(window=window, count=3) for window in (WIDE, 0)]
 
 
 @pytest.mark.parametrize(("tls", "script"), [(False, one_event), (True, endless)])

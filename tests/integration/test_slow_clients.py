@@ -10,12 +10,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import h2.config
-import h2.connection
 import h11
 import pytest
 import trio
 from support.certificates import Certificates
+from support.http2_client import WIDE, http2_requests
 from support.interceptors import Log, Rig, Way, on_event, until
 from support.proxy import config_for, limit_send_buffers, open_proxy
 from support.upstream import Peer, open_upstream, stream_of
@@ -137,24 +136,8 @@ async def stalled_client(
         await trio.aclose_forcefully(stream)
 
 
-def http2(method: str, path: str = "/", *, window: int = 0, complete: bool = True) -> bytes:
-    """A request over HTTP/2 with this window for its response; its body may never come."""
-    client = h2.connection.H2Connection(
-        h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
-    )
-    client.initiate_connection()
-    client.update_settings({4: window})
-    if window:
-        client.increment_flow_control_window(window - 65535)
-    head = [(":method", method), (":path", path), (":scheme", "https"), (":authority", "x")]
-    length = [] if complete else [("content-length", "100000")]
-    client.send_headers(1, [*head, *length], end_stream=complete)
-    return client.data_to_send()
-
-
 HTTP1 = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 UPLOAD1 = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
-WIDE = 2**31 - 1  # the connection stalls, not the stream
 SETTINGS = f"timeouts: {{send: {SEND_S}, idle: 60}}"
 
 
@@ -166,11 +149,11 @@ SETTINGS = f"timeouts: {{send: {SEND_S}, idle: 60}}"
         ("plain", HTTP1, lengthy, "proxy", "send_stalled"),
         ("plain", HTTP1, lengthy, "route", "send_stalled"),
         ("tls", HTTP1, chunked, "route", "send_stalled"),
-        ("h2", http2("GET", window=WIDE), chunked, "proxy", "send_stalled"),
+        ("h2", http2_requests("GET", window=WIDE), chunked, "proxy", "send_stalled"),
         # The wait for the end of the answer has the deadline, also while the request is incomplete.
-        ("plain", http2("POST", complete=False), at_once(5), "proxy", "send_stalled"),
-        ("plain", http2("POST"), at_once(5), "proxy", "send_stalled"),
-        ("plain", http2("POST", "/no-route"), at_once(5), "proxy", "refused"),
+        ("plain", http2_requests("POST", complete=False), at_once(5), "proxy", "send_stalled"),
+        ("plain", http2_requests("POST"), at_once(5), "proxy", "send_stalled"),
+        ("plain", http2_requests("POST", "/no-route"), at_once(5), "proxy", "refused"),
         ("plain", UPLOAD1, at_once(20_000_000), "proxy", "send_stalled"),
     ],
 )

@@ -27,10 +27,12 @@ from support.proxy import Proxy
 
 __all__ = [
     "BROKEN",
+    "WIDE",
     "Exchanged",
     "Http2Client",
     "Http2Requester",
     "Side",
+    "http2_requests",
     "open_http2",
     "open_side",
 ]
@@ -43,6 +45,26 @@ BROKEN = (
     h11.LocalProtocolError,
 )
 """What a client raises whose connection has broken."""
+WIDE = 2**31 - 1
+"""A window in which the connection stalls before the stream."""
+
+
+def http2_requests(
+    method: str = "GET", path: str = "/", *, window: int = 0, complete: bool = True, count: int = 1
+) -> bytes:
+    """The bytes of so many requests with this window for each response; bodies may never come."""
+    client = h2.connection.H2Connection(
+        h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
+    )
+    client.initiate_connection()
+    client.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window})
+    if window:
+        client.increment_flow_control_window(window - 65535)
+    head = [(":method", method), (":path", path), (":scheme", "https"), (":authority", "x")]
+    length = [] if complete else [("content-length", "100000")]
+    for number in range(count):
+        client.send_headers(1 + 2 * number, [*head, *length], end_stream=complete)
+    return client.data_to_send()
 
 
 @dataclass
