@@ -15,7 +15,7 @@ from support.client import Answer, fetch
 from support.http2_client import Http2Requester, open_http2
 from support.interceptors import until
 from support.proxy import Proxy, config_for, open_proxy
-from support.upstream import Peer, Script, Upstream, open_upstream
+from support.upstream import Peer, Script, Upstream, answering, open_upstream
 
 from interceptors import Event, Interceptor, Request, Response
 from interceptors.api_keys import hash_key
@@ -61,13 +61,10 @@ class Raising(Interceptor):
         raise RuntimeError("not today")
 
 
-async def plain(peer: Peer) -> None:
-    """A server that knows no CORS."""
-    while True:
-        await peer.request()
-        await peer.send(
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nMcp-Session-Id: s\r\nContent-Length: 2\r\n\r\n{}"
-        )
+plain = answering(
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nMcp-Session-Id: s\r\nContent-Length: 2\r\n\r\n{}"
+)
+"""A server that knows no CORS."""
 
 
 async def silent(peer: Peer) -> None:
@@ -276,10 +273,7 @@ async def test_a_preflight_may_pass_to_the_server(names: str, dialect: str) -> N
     nothing is added to the answer.
     """
 
-    async def script(peer: Peer) -> None:
-        while True:
-            await peer.request()
-            await peer.send(b"HTTP/1.1 204 No Content\r\nAccess-Control-Allow-Origin: *\r\n\r\n")
+    script = answering(b"HTTP/1.1 204 No Content\r\nAccess-Control-Allow-Origin: *\r\n\r\n")
 
     key = ("Authorization", f"Bearer {KEY}")
     ping = POST | {"body": b'{"jsonrpc":"2.0","id":7,"method":"ping"}'}

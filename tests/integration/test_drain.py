@@ -21,7 +21,14 @@ from support.client import fetch, open_client
 from support.http2_client import WIDE, http2_requests, open_http2
 from support.interceptors import until
 from support.process import Process, running, serve
-from support.upstream import Peer, Script, open_upstream, stream_of
+from support.upstream import (
+    Peer,
+    Script,
+    endless_stream_of,
+    open_stream_of,
+    open_upstream,
+    stream_of,
+)
 
 from proxy.server.serve import LAST_WORDS_S
 
@@ -62,19 +69,11 @@ async def serving(
             yield Server(process, int(str(started["bind"][0]).rsplit(":", 1)[1]))  # type: ignore[index]
 
 
-async def one_event(peer: Peer) -> None:
-    """A stream that sends one event, and then nothing."""
-    await peer.request()
-    await peer.start_stream()
-    await peer.chunk(b"data: 1\n\n")
-    await peer.wait_closed()
+one_event = open_stream_of(b"data: 1\n\n")
+"""A stream that sends one event, and then nothing."""
 
 
-async def endless(peer: Peer) -> None:
-    await peer.request()
-    await peer.start_stream()
-    while True:
-        await peer.chunk(EVENT)
+endless = endless_stream_of(EVENT)
 
 
 # Clients that hold a connection, each in its own way

@@ -17,7 +17,7 @@ from support.client import Client
 from support.http2_client import open_http2
 from support.interceptors import Log, Rig, Serve, Way, interceptor, until
 from support.proxy import config_for, open_proxy
-from support.upstream import Peer, open_upstream, stream_of
+from support.upstream import Peer, answering, open_upstream, stream_of
 
 from interceptors import Event, Interceptor, Request, StreamContext
 from interceptors.api_keys import hash_key
@@ -266,10 +266,7 @@ async def test_batches_and_bodies_of_mcp_are_bounded(log: Log) -> None:
     have at most 4 MiB by default, by their Content-Length alone.
     """
 
-    async def script(peer: Peer) -> None:
-        while True:
-            await peer.request()
-            await peer.send(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
+    script = answering(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
 
     message = {"jsonrpc": "2.0", "method": "notifications/progress", "params": {}}
     bodies = [json.dumps([message] * count).encode() for count in (100, 101)]

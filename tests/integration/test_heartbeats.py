@@ -16,7 +16,7 @@ import trio
 from support.client import Answer, Client
 from support.event_source import comments, dispatched
 from support.interceptors import Feed, Rig, Serve, interceptor, limited, on_event
-from support.upstream import Peer
+from support.upstream import Peer, open_stream_of
 
 from interceptors import Event, Interceptor, Request, Response, ResponseHead
 
@@ -146,10 +146,7 @@ async def test_a_client_that_takes_nothing_is_cut(
 
 
 async def test_many_quiet_streams_all_get_theirs(serve_once: Serve) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.start_stream()
-        await peer.wait_closed()
+    script = open_stream_of()
 
     async def one() -> None:
         client, answer = await rig.start()

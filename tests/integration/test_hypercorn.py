@@ -13,7 +13,7 @@ import pytest
 from support.certificates import Certificates
 from support.interceptors import Log, Serve, Way, until
 from support.proxy import config_for
-from support.upstream import Peer, stream_of
+from support.upstream import endless_stream_of, stream_of
 
 from proxy.downstream import raw_target, serves_connections
 from proxy.downstream.server import contain_connections
@@ -57,11 +57,7 @@ async def test_no_wait_for_a_client_that_was_reset(
     """What is in flight has a time to arrive when a response is cut."""
     monkeypatch.setattr("proxy.downstream.transport.LAST_BYTES_S", 60.0)
 
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.start_stream()
-        while True:
-            await peer.chunk(b"data: " + b"x" * 8000 + b"\n\n")
+    script = endless_stream_of(b"data: " + b"x" * 8000 + b"\n\n")
 
     def unsent() -> int:
         (exchange,) = rig.proxy.worker.live

@@ -13,7 +13,7 @@ import trio
 from support.client import fetch
 from support.interceptors import Serve, on_event, until
 from support.proxy import open_proxy
-from support.upstream import Peer, Script, open_upstream
+from support.upstream import Peer, answering, open_upstream
 
 from interceptors import Interceptor, Request
 from interceptors.dialects.mcp_headers import VERSION_KEY
@@ -23,17 +23,6 @@ MCP = "dialect: mcp"
 JSON = ("Content-Type", "application/json")
 BOTH = ("Accept", "application/json, text/event-stream")
 ASKED = b'{"jsonrpc":"2.0","id":5,"method":"x"}'
-
-
-def answering(answer: bytes) -> Script:
-    """Every request gets these bytes."""
-
-    async def script(peer: Peer) -> None:
-        while True:
-            await peer.request()
-            await peer.send(answer)
-
-    return script
 
 
 def whole(status: str, body: bytes = b"", *headers: bytes) -> bytes:

@@ -18,7 +18,7 @@ from mcp.server import MCPServer
 from support.http2_client import Http2Client, Http2Requester
 from support.interceptors import Serve, config_with, with_options
 from support.proxy import open_proxy
-from support.upstream import Peer
+from support.upstream import answering
 
 from interceptors.mcp_policy import McpPolicy, McpPolicyOptions, Rule
 
@@ -155,12 +155,7 @@ def responding(status: bytes, types: list[bytes], body: bytes) -> Any:
     lines = [b"Content-Type: " + each for each in types]
     head = b"\r\n".join([b"HTTP/1.1 " + status, b"Content-Length: %d" % len(body), *lines])
 
-    async def script(peer: Peer) -> None:
-        while True:
-            await peer.request()
-            await peer.send(head + b"\r\n\r\n" + body)
-
-    return script
+    return answering(head + b"\r\n\r\n" + body)
 
 
 JSON, STREAM = b"application/json", b"text/event-stream"

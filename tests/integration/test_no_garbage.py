@@ -19,7 +19,7 @@ from support.client import Client
 from support.http2_client import open_http2
 from support.interceptors import config_with, interceptor, on_event, on_event_async, until
 from support.proxy import Proxy, open_proxy
-from support.upstream import Peer, open_upstream
+from support.upstream import Peer, open_stream_of, open_upstream
 
 from interceptors import Event, EventResult, Interceptor, Request, Response, StreamContext
 
@@ -155,11 +155,7 @@ RUNS = [
 async def test_a_listening_stream_leaves_no_garbage(told: bytes) -> None:
     """Of either transport, also when it has seen a reload."""
 
-    async def server(peer: Peer) -> None:
-        await peer.request()
-        await peer.start_stream()
-        await peer.chunk(told)
-        await peer.wait_closed()
+    server = open_stream_of(told)
 
     async def listen(proxy: Proxy) -> None:
         client = Client(await trio.open_tcp_stream("127.0.0.1", proxy.port))

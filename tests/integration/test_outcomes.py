@@ -14,7 +14,7 @@ from support.certificates import Certificates
 from support.client import Answer, fetch, open_client
 from support.interceptors import Feed, Log, Rig, Serve, Way, interceptor, until
 from support.proxy import config_for, open_proxy
-from support.upstream import Peer, open_upstream, stream_of
+from support.upstream import Peer, open_stream_of, open_upstream, stream_of
 
 from interceptors import Abort, Event, Interceptor, Outcome, Request, Response, ResponseHead
 from proxy.config import parse_config
@@ -118,11 +118,7 @@ log: {{level: error}}
 """
 
 
-async def live(peer: Peer) -> None:
-    await peer.request()
-    await peer.start_stream()
-    await peer.chunk(b"data: 1\n\n")
-    await peer.wait_closed()
+live = open_stream_of(b"data: 1\n\n")
 
 
 async def test_a_routes_own_limit_counts_its_own_streams_only() -> None:

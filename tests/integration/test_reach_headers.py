@@ -13,7 +13,7 @@ import trio
 from support.client import fetch
 from support.proxy import Proxy, config_for, open_proxy
 from support.tables import words
-from support.upstream import Peer, Upstream, open_upstream
+from support.upstream import Upstream, answering, open_upstream
 
 from interceptors.api_keys import hash_key
 from proxy.commands.cli import main
@@ -34,10 +34,7 @@ async def gateway(*lines: str, **settings: str) -> AsyncIterator[tuple[Upstream,
     """An upstream whose answers have these header lines, and the proxy."""
     head = "\r\n".join(["HTTP/1.1 204 No Content", *lines]) + "\r\n\r\n"
 
-    async def script(peer: Peer) -> None:
-        while True:
-            await peer.request()
-            await peer.send(head.encode())
+    script = answering(head.encode())
 
     with trio.fail_after(10):
         async with open_upstream(script) as upstream:

@@ -19,7 +19,15 @@ import trio
 from support.client import Answer, Client, fetch, open_client
 from support.interceptors import Log, outcomes_of
 from support.proxy import Proxy, config_for, open_proxy
-from support.upstream import Peer, Script, Upstream, open_upstream, stream_of
+from support.upstream import (
+    Peer,
+    Script,
+    Upstream,
+    endless_stream_of,
+    open_stream_of,
+    open_upstream,
+    stream_of,
+)
 
 from proxy.commands.cli import main
 from proxy.relay.heartbeat import PING
@@ -38,18 +46,10 @@ async def unread(peer: Peer) -> None:
     await trio.sleep_forever()
 
 
-async def stops(peer: Peer) -> None:
-    await peer.request()
-    await peer.start_stream()
-    await peer.chunk(EVENT)
-    await peer.wait_closed()
+stops = open_stream_of(EVENT)
 
 
-async def floods(peer: Peer) -> None:
-    await peer.request()
-    await peer.start_stream()
-    while True:
-        await peer.chunk(b"data: %s\n\n" % bytes(60000))
+floods = endless_stream_of(b"data: %s\n\n" % bytes(60000))
 
 
 async def breaks(peer: Peer) -> None:

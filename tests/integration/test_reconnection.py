@@ -10,7 +10,7 @@ import trio
 from support.client import Answer
 from support.event_source import comments, dispatched
 from support.interceptors import Serve, on_event, on_event_async
-from support.upstream import Peer, Request
+from support.upstream import Peer, Request, open_stream_of
 
 from interceptors import (
     End,
@@ -364,11 +364,7 @@ async def test_other_streams_are_not_resumed(
 async def test_an_event_too_large_ends_it(serve_once: Serve) -> None:
     """Such a route frames events even without interceptors, and so `max_event_bytes` holds."""
 
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.start_stream()
-        await peer.chunk(EVENTS[0] + b"data: " + b"x" * 1000)
-        await peer.wait_closed()
+    script = open_stream_of(EVENTS[0] + b"data: " + b"x" * 1000)
 
     async with serve_once(script, route=FAST + ", limits: {max_event_bytes: 500}") as rig:
         answer = await rig.fetch()

@@ -10,7 +10,7 @@ import pytest
 import trio
 from support.client import fetch, open_client
 from support.interceptors import Serve, interceptor
-from support.upstream import Peer, Script, stream_of
+from support.upstream import Peer, answering, stream_of
 
 from interceptors import Event
 
@@ -137,18 +137,9 @@ async def test_response_headers_come_back_in_order(serve_once: Serve) -> None:
         ]
 
 
-def answers(answer: bytes) -> Script:
-    async def script(peer: Peer) -> None:
-        while True:
-            await peer.request()
-            await peer.send(answer)
-
-    return script
-
-
 async def test_a_cookie_stays_with_its_client(serve_once: Serve) -> None:
     cookie = b"Set-Cookie: session=first; Path=/\r\n"
-    async with serve_once(answers(OK + cookie + b"Content-Length: 0\r\n\r\n")) as rig:
+    async with serve_once(answering(OK + cookie + b"Content-Length: 0\r\n\r\n")) as rig:
         assert (await rig.fetch()).all("set-cookie") == [b"session=first; Path=/"]
         await rig.fetch()
         await rig.fetch(headers=[("Cookie", "own=1")])
@@ -175,7 +166,7 @@ async def test_both_connections_stay_in_use_after_a_response(
     method: str, head: bytes, body: bytes, status: int, serve_once: Serve
 ) -> None:
     """One without a body ends at once."""
-    async with serve_once(answers(head + (body if head is WHOLE else b""))) as rig:
+    async with serve_once(answering(head + (body if head is WHOLE else b""))) as rig:
         client = await rig.client()
         for _ in range(3):
             await client.send(method, "/", body=b"{}" if method == "POST" else None)
@@ -200,7 +191,7 @@ async def test_the_connection_outlives_the_proxys_answer(serve_once: Serve) -> N
 
 async def test_a_whole_answer_leaves_in_one_piece(serve_once: Serve) -> None:
     """When the upstream's body has come with its head, the client gets both at once."""
-    async with serve_once(answers(WHOLE + b'{"a":1}')) as rig:
+    async with serve_once(answering(WHOLE + b'{"a":1}')) as rig:
         stream = (await rig.client()).stream
         for _ in range(3):
             await stream.send_all(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}")

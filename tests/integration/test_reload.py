@@ -16,7 +16,7 @@ import trio
 from support.client import Client, fetch, open_client
 from support.interceptors import until
 from support.process import Process, port_in, port_of, running, serve
-from support.upstream import Peer, Upstream, open_upstream, stream_of
+from support.upstream import Peer, Upstream, open_stream_of, open_upstream, stream_of
 
 from proxy.config import parse_config
 from proxy.server.reload import changed_paths
@@ -290,10 +290,7 @@ async def test_workers_reload_after_their_supervisor_has_checked(tmp_path: Path)
 async def test_a_process_that_ends_reloads_no_more(tmp_path: Path) -> None:
     """SIGHUP during a drain is refused, and ends nothing sooner."""
 
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.start_stream()
-        await peer.wait_closed()
+    script = open_stream_of()
 
     async with open_upstream(script) as upstream, site(tmp_path, upstream) as (place, process):
         client = await open_client(await port_of(process))

@@ -18,7 +18,7 @@ from support.certificates import Certificates
 from support.client import Answer, Client
 from support.interceptors import Log, Rig, until
 from support.proxy import config_for, open_proxy
-from support.upstream import Peer, Script, Upstream, open_upstream
+from support.upstream import Peer, Script, Upstream, answering, open_stream_of, open_upstream
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = [("Transfer-Encoding", "chunked")]
@@ -94,10 +94,7 @@ async def serving(
             await rig.everything_is_back()
 
 
-async def good(peer: Peer) -> None:
-    while True:
-        await peer.request()
-        await peer.send(OK)
+good = answering(OK)
 
 
 def breaking(data: bytes, then: str) -> Script:
@@ -118,10 +115,7 @@ HALF = b"HTTP/1.1 200 OK\r\nContent-"
 resets, closes, hangs = [breaking(b"", then) for then in ("resets", "closes", "hangs")]
 
 
-async def streams(peer: Peer) -> None:
-    await peer.request()
-    await peer.start_stream()
-    await peer.wait_closed()
+streams = open_stream_of()
 
 
 def kind(answer: Answer) -> str:

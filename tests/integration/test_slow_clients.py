@@ -17,7 +17,7 @@ from support.certificates import Certificates
 from support.http2_client import WIDE, http2_requests
 from support.interceptors import Log, Rig, Way, on_event, until
 from support.proxy import config_for, limit_send_buffers, open_proxy
-from support.upstream import Peer, open_upstream, stream_of
+from support.upstream import Peer, endless_stream_of, open_upstream, stream_of
 
 EVENT = b"data: " + b"x" * 16000 + b"\n\n"
 SEND_S = 0.3
@@ -90,12 +90,8 @@ async def test_the_send_deadline_is_for_each_wait(
 # Stalled
 
 
-async def chunked(peer: Peer) -> None:
-    """Endless events."""
-    await peer.request()
-    await peer.start_stream()
-    while True:
-        await peer.chunk(EVENT)
+chunked = endless_stream_of(EVENT)
+"""Endless events."""
 
 
 async def lengthy(peer: Peer) -> None:

@@ -23,18 +23,14 @@ from support.http2_client import Exchanged, Http2Client, open_http2
 from support.interceptors import Log, until
 from support.proxy import Proxy, open_proxy
 from support.tables import words
-from support.upstream import Peer, Request, Upstream, open_upstream
+from support.upstream import Request, Upstream, answering, open_upstream
 
 from interceptors import Interceptor, Response
 from interceptors import Request as HookRequest
 from interceptors.api_keys import hash_key
 from proxy.config import Config, parse_config
 
-
-async def answer_ok(peer: Peer) -> None:
-    while True:
-        await peer.request()
-        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+answer_ok = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
 
 class Acts(Interceptor):

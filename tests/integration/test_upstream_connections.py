@@ -21,7 +21,7 @@ from support.client import Answer, fetch, open_client
 from support.interceptors import until
 from support.process import WEIRPOOL, port_of, running
 from support.proxy import config_for, open_proxy
-from support.upstream import Peer, open_upstream
+from support.upstream import Peer, answering, open_upstream
 
 from proxy.config import parse_config
 from proxy.errors import ConfigError
@@ -30,9 +30,7 @@ from proxy.upstream.connections import ConnectionPool
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-async def good(peer: Peer) -> None:
-    while await peer.request():
-        await peer.send(OK)
+good = answering(OK)
 
 
 def kind_of(answer: Answer) -> str:
@@ -42,11 +40,7 @@ def kind_of(answer: Answer) -> str:
 async def test_a_response_with_white_space_before_a_colon_passes() -> None:
     """Without it, once upstream for each request, and no endpoint is ejected for it."""
 
-    async def script(peer: Peer) -> None:
-        while await peer.request():
-            await peer.send(
-                b"HTTP/1.1 200 OK\r\nContent-Length : 2\r\nX-XSS-Protection : 1\r\n\r\nok"
-            )
+    script = answering(b"HTTP/1.1 200 OK\r\nContent-Length : 2\r\nX-XSS-Protection : 1\r\n\r\nok")
 
     async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url)) as proxy:
         for _ in range(8):

@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 import h11
 import trio
 
-__all__ = ["Peer", "Request", "Script", "Upstream", "open_upstream", "stream_of"]
+__all__ = [
+    *("Peer", "Request", "Script", "Upstream", "answering", "endless_stream_of"),
+    *("open_stream_of", "open_upstream", "stream_of"),
+]
 
 
 @dataclass
@@ -198,5 +201,41 @@ def stream_of(*events: bytes) -> Script:
             for event in events:
                 await peer.chunk(event)
             await peer.end()
+
+    return script
+
+
+def open_stream_of(*events: bytes) -> Script:
+    """A script that sends these events, each in its chunk, on a stream that then stays open."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.start_stream()
+        for event in events:
+            await peer.chunk(event)
+        await peer.wait_closed()
+
+    return script
+
+
+def endless_stream_of(event: bytes) -> Script:
+    """A script that sends this event for as long as the stream lives."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.start_stream()
+        while True:
+            await peer.chunk(event)
+
+    return script
+
+
+def answering(answer: bytes) -> Script:
+    """A script that sends these bytes in answer to every request on a connection."""
+
+    async def script(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.send(answer)
 
     return script

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import trio
-from support.upstream import Peer, Script, open_upstream
+from support.upstream import Peer, Script, answering, open_upstream
 from trio.testing import MockClock
 
 from proxy.errors import ConnectFailed, NoEndpoint, OutOfResources, ReadFailed, UpstreamFailure
@@ -50,10 +50,7 @@ async def finish(response: UpstreamResponse) -> Endpoint:
     return response.endpoint
 
 
-async def good(peer: Peer) -> None:
-    while True:
-        await peer.request()
-        await peer.send(OK)
+good = answering(OK)
 
 
 async def resets(peer: Peer) -> None:
