@@ -342,6 +342,10 @@ CONNECTION_ERRORS: dict[str, tuple[bytes, int]] = {
     "a table size that is not allowed": (head(b"\x3f\xe2\x1f"), 9),
     # 10.5: floods
     "a list of fields beyond all bounds": (many(request(*[("x", FILLER)] * 40)), 11),
+    "heads beyond the limit": (
+        b"".join(many(request(*[("x", FILLER)] * 9), n) for n in range(3, 27, 2)),
+        11,
+    ),
     "CONTINUATION": (frame(HEADERS, END, 3, b"") + frame(CONTINUATION, 0, 3, b"") * 100, 11),
     "PING": (frame(PING, 0, 0, bytes(8)) * 3000, 11),
     "SETTINGS": (settings(4, 100) * 3000, 11),
@@ -378,7 +382,7 @@ async def test_what_breaks_the_connection_ends_it(serving: Open, log: Log) -> No
             assert await beside.ask(3) == 200
         assert not [item for item in upstream.requests if item.target == b"/bad"]
     assert not [line for line in log if line["event"] == "internal_error"]
-    assert set(await outcomes_of(log)) == {"completed", "client_disconnected"}
+    assert set(await outcomes_of(log)) == {"completed", "client_disconnected", "refused"}
 
 
 async def broken(proxy: Proxy, name: str, sent: bytes, code: int) -> None:

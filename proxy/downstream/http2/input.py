@@ -38,6 +38,8 @@ class Budget:
 
     MAX_FRAMES = 1000
     FRAMES_A_SECOND = 20
+    LARGE_BLOCK = 100
+    """What a block beyond the limit of a head costs: decoding it may take 50 ms."""
     MAX_RESETS = 400
     """Resets of streams without a response; each response takes one back."""
 
@@ -46,9 +48,9 @@ class Budget:
         self._at = trio.current_time()
         self._resets = 0
 
-    def spend(self) -> None:
-        """A frame needs work and asks for nothing. Raises `ConnectionBroken`."""
-        self._left -= 1
+    def spend(self, count: int = 1) -> None:
+        """Frames need work and ask for nothing. Raises `ConnectionBroken`."""
+        self._left -= count
         if self._left < 0:
             now = trio.current_time()
             self._left += (now - self._at) * self.FRAMES_A_SECOND
@@ -161,6 +163,8 @@ class Input:
             self._fail(stream, stream.take_data(frame.payload, frame.size, ended=ended))
 
     def _on_headers(self, frame: Frame) -> None:
+        if frame.size > MAX_HEAD_BYTES:
+            self.budget.spend(self.budget.LARGE_BLOCK)
         fields = self._blocks.read(frame.payload)
         stream_id, ended = frame.stream_id, bool(frame.flags & frames.END_STREAM)
         if stream_id <= self.last_id or not stream_id & 1:
