@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import hpack
+import hyperframe.frame
+import trio
 from fuzz.mistakes import cut, cuts, edited
 from h2.exceptions import ProtocolError
 from h2.utilities import HeaderValidationFlags, validate_headers
@@ -52,6 +54,10 @@ class Connection:
             return memoryview(data)
         self.sent += data
         return None
+
+    async def send_rest(self, rest: memoryview) -> memoryview | None:
+        await trio.lowlevel.checkpoint()
+        return self.send([rest])
 
     def new_stream(self, stream_id: int, head: Any, window: int, *, ended: bool) -> Http2Stream:
         self.streams[stream_id] = Http2Stream(self, stream_id, head, window, ended=ended)  # type: ignore[arg-type]
@@ -139,6 +145,67 @@ def check(connection: Connection) -> None:
     assert len(connection.streams) <= MAX_STREAMS + 1
     assert all(len(stream._data) <= WINDOW for stream in connection.streams.values())
     assert len(connection.output._control) <= 65536 + 100
+
+
+@given(st.lists(st.tuples(st.integers(1, 90_000), st.integers(0, 90_000)), min_size=1, max_size=4))
+@settings(max_examples=100)
+async def test_turns(given_streams: list[tuple[int, int]]) -> None:
+    """Each stream has so much to send, and such a window, when the socket takes nothing. Then it
+    takes everything: control frames go first, streams in turns of a frame, within all windows; and
+    the rest when the windows open.
+    """
+    connection = begin()
+    output, sent = connection.output, []
+    for number, (size, _) in enumerate(given_streams):
+        block = hpack.Encoder().encode(LINE)
+        (stream,) = connection.input.handle(frames.header_frames(2 * number + 3, block))
+        stream.start(200, [(b"content-length", b"%d" % size)])
+        sent.append(stream)
+    async with trio.open_nursery() as output.nursery:
+        connection.full, connection.sent = True, b""
+        connection.streams[1].write([b"first"])
+        for stream, (size, window) in zip(sent, given_streams, strict=True):
+            stream.window = window
+            assert not stream.write([b"y" * size])
+        connection.input.handle(frame(6, 0, 0, b"12345678"))
+        output.flush()
+        connection.full = False
+    first, ping, *data = read_frames(connection.sent)
+    assert (first.stream_id, ping.opaque_data) == (1, b"12345678")
+    check_turns(list(data), [min(item) for item in given_streams])
+    connection.sent = b""
+    opened = b"".join([frames.window_update(stream.id, 200_000) for stream in sent])
+    connection.input.handle(frames.window_update(0, 2_000_000) + opened)
+    output.flush()
+    data += read_frames(connection.sent)
+    for stream, (size, _) in zip(sent, given_streams, strict=True):
+        own = [item for item in data if item.stream_id == stream.id]
+        assert sum(len(item.data) for item in own) == size
+        assert ["END_STREAM" in item.flags for item in own] == [False] * (len(own) - 1) + [True]
+        assert stream.finish()
+
+
+def read_frames(data: bytes) -> list[Any]:
+    found, at = [], 0
+    while at < len(data):
+        item, size = hyperframe.frame.Frame.parse_frame_header(memoryview(data[at : at + 9]))
+        item.parse_body(memoryview(data[at + 9 : at + 9 + size]))
+        found.append(item)
+        at += 9 + size
+    return found
+
+
+def check_turns(data: list[Any], sizes: list[int]) -> None:
+    """`sizes`: what each stream's window allows."""
+    left = {2 * number + 3: size for number, size in enumerate(sizes) if size}
+    window, turns = WINDOW - len(b"data") - len(b"first"), list(left)
+    while window and turns:
+        item, at = data.pop(0), turns.pop(0)
+        assert (item.stream_id, len(item.data)) == (at, min(left[at], window, 16384))
+        window -= len(item.data)
+        left[at] -= len(item.data)
+        turns += [at] * (left[at] > 0)
+    assert data == []
 
 
 def conversation() -> bytes:

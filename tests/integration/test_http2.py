@@ -28,16 +28,10 @@ OK = b"HTTP/1.1 200 OK\r\n"
 Serve2 = Callable[..., AbstractAsyncContextManager[tuple[Rig, Http2Client]]]
 
 
-@pytest.fixture(params=["plain"])
-def serve2(
-    request: pytest.FixtureRequest,
-    certificates: Certificates,
-    log: Log,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Serve2:
+@pytest.fixture
+def serve2(certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve2:
     """`async with serve2(script, *interceptors, route=..., window=...) as (rig, client)`."""
-    tls = certificates if request.param == "TLS" else None
-    serve = Way(certificates=tls).serve(log, monkeypatch)
+    serve = Way(certificates=certificates).serve(log, monkeypatch)
 
     @asynccontextmanager
     async def serve2(
@@ -45,7 +39,7 @@ def serve2(
     ) -> AsyncIterator[tuple[Rig, Http2Client]]:
         async with serve(script, *given, **settings) as rig:
             with trio.fail_after(30):
-                async with open_http2(rig.proxy, tls, window=window) as client:
+                async with open_http2(rig.proxy, certificates, window=window) as client:
                     yield rig, client
 
     return serve2
@@ -59,14 +53,9 @@ async def begin(client: Http2Client, path: str = "/", method: str = "GET") -> Ex
 
 
 async def test_a_stream_arrives_whole(serve2: Serve2) -> None:
-    """Two megabytes of events, far more than a window. Priorities are ignored, also of more streams
-    than Hypercorn remembers.
-    """
+    """Two megabytes of events, far more than a window."""
     events = [b"data: %d %s\n\n" % (number, b"x" * (number % 2000)) for number in range(2000)]
     async with serve2(stream_of(*events)) as (rig, client):
-        for stream_id in range(101, 3101, 2):
-            client.h2.prioritize(stream_id, weight=200, depends_on=3)
-        await client.flush()
         answer = await client.get()
         assert (answer.status, answer.ended, answer.body) == (200, True, b"".join(events))
         assert await rig.outcomes() == ["completed"]

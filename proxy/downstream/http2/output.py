@@ -189,7 +189,6 @@ class Output:
                 with trio.move_on_after(self._send_s) as scope:
                     self._rest = await self._transport.send_rest(self._rest)
                 if scope.cancelled_caught:
-                    self._transport.reset()
                     self._fail(True)
                 elif self._rest is None:
                     stream, self._in_socket = self._in_socket, None
