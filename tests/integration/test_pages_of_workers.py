@@ -202,9 +202,11 @@ async def test_a_worker_that_does_not_answer_is_reported_and_delays_nothing(tmp_
         (listed,) = (await workers.status())["exchanges"]["oldest"]
         assert (listed["worker"], listed["phase"], listed["bytes"]) == (silent, "relay", 9)
 
+        os.kill(workers.pids[silent], signal.SIGSTOP)  # it does not drain, and is still ready
         workers.process.signal(signal.SIGTERM)
-        await workers.process.event("drain", 4)
+        await workers.process.event("drain", 3)
         assert await workers.page("/readyz") == b"not ready\n"
+        os.kill(workers.pids[silent], signal.SIGCONT)
         await client.aclose()
 
 

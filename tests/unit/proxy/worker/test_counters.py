@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from prometheus_client.core import (
@@ -83,6 +85,29 @@ def test_a_successor_continues_in_the_memory() -> None:
     buckets = [1, *[0] * (len(BUCKETS) - 1), 1]
     assert tally.time_to_first_byte() == (buckets, BUCKETS[0] + 1e9)
     assert tally.refused("no_endpoint") == 1
+
+
+@dataclass(eq=False)
+class Live:
+    """A live exchange."""
+
+    bytes_downstream: int
+    bytes_upstream: int = 0
+    counts: None = None
+
+
+def test_bytes_that_were_reported_stay() -> None:
+    """Those of a live stream, too, while others end."""
+    memory = new_memory()
+    tally = RouteTally(memory, "/")
+    exchanges: list[Any] = [Live(50), Live(2)]
+    for exchange in exchanges:
+        tally.begin(exchange)
+    assert tally.bytes("downstream") == 52
+    tally.end(exchanges[1])
+    assert RouteTally(memory, "/").bytes("downstream") == 52
+    tally.end(exchanges[0])
+    assert tally.bytes("downstream") == 52
 
 
 def test_interceptors_counters_beyond_the_memory_are_left_out() -> None:
