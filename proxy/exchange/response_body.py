@@ -104,10 +104,11 @@ async def _read(body: UpstreamBody, buffer: bytearray, size: int, idle_s: float)
     """Wait for more of a body and append it to `buffer[:size]`; returns the new size. Raises
     `UpstreamFailure`, also after a silence of `idle_s`.
     """
-    with trio.move_on_after(idle_s) as waiting:
-        await body.wait_readable()
-    if waiting.cancelled_caught:
-        raise ReadTimedOut(f"{body.connection.origin}: silent for {idle_s} s")
+    if not body.pending:
+        with trio.move_on_after(idle_s) as waiting:
+            await body.wait_readable()
+        if waiting.cancelled_caught:
+            raise ReadTimedOut(f"{body.connection.origin}: silent for {idle_s} s")
     if len(buffer) - size < _LEAST_ROOM_BYTES:
         buffer.extend(bytes(len(buffer)))
     span = body.receive(buffer, size)

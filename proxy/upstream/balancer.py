@@ -366,7 +366,7 @@ class Balancer:
 
 def _session_id(headers: Fields) -> bytes | None:
     for name, value in headers:
-        if _is_session(name):
+        if len(name) == _SESSION_LENGTH and name.lower() == _SESSION:
             return value
     return None
 
