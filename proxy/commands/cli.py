@@ -17,6 +17,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from ..config import Checked, check_config, log_warnings, single_upstream
@@ -176,8 +177,6 @@ def _serve(arguments: argparse.Namespace) -> int:
         store = LocalStore.find()
     store_url = None if store is None else store.url
     group = open_group(arguments.workers, store_url) if arguments.workers > 1 else None
-    if group is not None and (store_url or config.store.url):
-        import coredis.connection  # noqa: F401  # once for all workers: 0.2 s of CPU and 11 MB
     serving = Serving(
         sockets=bind_sockets(
             arguments.bind or ["127.0.0.1:8000"], config.reverse_proxy.timeouts.send
@@ -193,7 +192,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     def reload() -> bool:
         nonlocal config
         new = check_reload(arguments.config)
-        config = new or config
+        if new is not None:  # a later worker uses the same store as the others
+            config = msgspec.structs.replace(new, store=config.store)
         return new is not None
 
     return run_workers(

@@ -1,9 +1,8 @@
 """The connection of one worker to the store's server: scripts in, answers out, and a breaker.
 
-One pipelined connection carries every call and every subscription (RESP3 tells them apart): a
-command waits for no other command's answer, and costs a third of one through coredis' pool. The
-owner of the connection is `run`, so cancelling a call neither loses a connection nor shifts the
-answers of other calls: coredis keeps a place for each answer.
+One pipelined connection carries every call and every subscription: no command waits for another
+command's answer. The owner of the connection is `run`, so cancelling a call neither loses a
+connection nor shifts the answers of other calls.
 
 The breaker: when the connection ends, the server refuses all calls, or no call was answered in time
 during a whole timeout, the link is down, and calls fail at once. `run` then tries, with backoff and
@@ -12,11 +11,10 @@ jitter, until a probe that writes has been answered in time.
 
 from __future__ import annotations
 
-import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 import trio
@@ -24,11 +22,8 @@ import trio
 from interceptors.store import StoreUnavailable
 
 from .address import Address
+from .resp import Answer, Connection, Push, ServerError
 from .scripts import SCRIPTS, Call, Script
-
-if TYPE_CHECKING:
-    from coredis.connection import BaseConnection
-    from coredis.connection._request import Request
 
 __all__ = ["KINDS", "Link"]
 
@@ -38,12 +33,14 @@ KINDS = ("timeout", "connection", "reply", "away")
 _CONNECT_S = 2.0
 """Deadline of a connection: TCP, TLS and the handshake, which takes several round trips."""
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.05, 1.0
-_SCRIPTS_S = 1.0
 _LEAST_VERSION = 7
-_LATE_TURNS = 3
+_LATE_TURNS = 10
 """Turns of the event loop in which answers are read that have arrived."""
 # Errors of the whole server. Any other error is about a key, and fails only its call.
-_OF_SERVER = ("OOM", "MISCONF", "MASTERDOWN", "BUSY", "CLUSTERDOWN", "NOREPLICAS")
+_OF_SERVER = (
+    *("OOM", "MISCONF", "MASTERDOWN", "BUSY ", "CLUSTERDOWN", "NOREPLICAS", "READONLY", "LOADING"),
+    *("NOAUTH", "NOPERM", "MOVED"),
+)
 
 
 class Link:
@@ -67,10 +64,9 @@ class Link:
         """Called when the link is up, also for the first time. Must not block."""
         self.on_message: Callable[[str, bytes], None] = lambda channel, message: None
         """Called with each message of a subscription. Must not block."""
-        logging.getLogger("coredis").propagate = False  # it logs what `store_down` reports
         self._ca_file = ca_file
         self._first_calls = first_calls
-        self._connection: BaseConnection | None = None
+        self._connection: Connection | None = None
         self._ended = trio.Event()
         self._answers = 0
         self._down_since: float | None = None
@@ -88,13 +84,11 @@ class Link:
 
     def send(self, *command: Any) -> None:
         """Send a command without an answer of its own (SUBSCRIBE), if the link is up."""
-        if self._connection is not None and self._connection.usable:
-            self._connection.send_command(*command)
+        if self._connection is not None:
+            self._connection.send(*command)
 
     async def _ask(self, *forms: tuple[Any, ...]) -> Any:
         """Send a command; if the server does not know its script, the next form of it."""
-        from coredis.exceptions import NoScriptError
-
         connection, began = self._connection, self._answers
         if connection is None:
             raise self._failed("away", "the store is away")
@@ -102,9 +96,11 @@ class Link:
         try:
             for form in forms:
                 try:
-                    answer = await _answer(connection.create_request(*form), deadline)
-                except NoScriptError:
-                    continue
+                    answer = await _answer(connection.ask(*form), deadline)
+                except ServerError as error:
+                    if form is not forms[-1] and str(error).startswith("NOSCRIPT"):
+                        continue
+                    raise
                 self._answers += 1
                 return answer
         except TimeoutError:
@@ -113,13 +109,13 @@ class Link:
                 self._break("timeout", text, connection)
             raise self._failed("timeout", text) from None
         except Exception as error:
-            kind, text = self._reason(error)
-            if kind == "connection" or self._is_of_server(error):
+            kind, text = _reason(error)
+            if kind == "connection" or text.startswith(_OF_SERVER):
                 self._break(kind, text, connection)
             else:
                 self._answers += 1
             raise self._failed(kind, text) from error
-        raise self._failed("reply", "the server does not run scripts")
+        raise AssertionError("the last form returns or raises")
 
     def broken(self, what: str) -> StoreUnavailable:
         """The error for an answer that makes no sense; the link goes down."""
@@ -131,33 +127,7 @@ class Link:
         self.failures[kind] += 1
         return StoreUnavailable(text, kind)
 
-    def _reason(self, error: BaseException) -> tuple[str, str]:
-        """The kind and text of an error of coredis."""
-        from coredis import exceptions
-
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        text = str(error) or type(error).__name__
-        if isinstance(error.__cause__, OSError):
-            text = str(error.__cause__)
-        is_reply = isinstance(error, exceptions.ResponseError | exceptions.BusyLoadingError)
-        return ("reply" if is_reply else "connection"), text
-
-    @staticmethod
-    def _is_of_server(error: BaseException) -> bool:
-        from coredis import exceptions
-
-        return str(error).startswith(_OF_SERVER) or isinstance(
-            error,
-            exceptions.ReadOnlyError
-            | exceptions.BusyLoadingError
-            | exceptions.AuthenticationError
-            | exceptions.AuthorizationError
-            | exceptions.ClusterDownError
-            | exceptions.MovedError,
-        )
-
-    def _break(self, kind: str, text: str, connection: BaseConnection) -> None:
+    def _break(self, kind: str, text: str, connection: Connection) -> None:
         """Open the breaker, unless the link has another connection already."""
         if self._connection is connection:
             self._connection = None
@@ -172,7 +142,7 @@ class Link:
                 "store_down", store=str(self.address), kind=kind, error=text
             )
 
-    def _went_up(self, connection: BaseConnection) -> None:
+    def _went_up(self, connection: Connection) -> None:
         self._connection, self.is_up = connection, True
         self._ended = trio.Event()
         if self._down_since is not None:
@@ -198,7 +168,6 @@ class Link:
                     self._went_up(connection)
                     task_status.started()
                     task_status = trio.TASK_STATUS_IGNORED
-                    nursery.start_soon(self._watch, connection)
                     await self._ended.wait()
                 nursery.cancel_scope.cancel()
             task_status.started()
@@ -207,111 +176,91 @@ class Link:
             # S311: jitter, so that workers do not connect at once.
             await trio.sleep(backoff_s * (0.5 + random() / 2))  # noqa: S311
 
-    async def _connect(self, nursery: trio.Nursery) -> BaseConnection:
+    async def _connect(self, nursery: trio.Nursery) -> Connection:
         """Connect and probe. Raises `StoreUnavailable`, which counts as no failed call."""
-        connection = self._new_connection()
-        started = _Started()
-        ended: list[Exception] = []
-        nursery.start_soon(self._serve, connection, started, ended)
-        with trio.move_on_after(_CONNECT_S):
-            await started.event.wait()
-        if not started.event.is_set():
-            raise StoreUnavailable(f"no connection within {_CONNECT_S:g} s", "timeout")
-        if ended:
-            raise StoreUnavailable(self._reason(ended[0])[1], self._reason(ended[0])[0])
-        version = connection.server_version or "0"
-        if not version.split(".")[0].isdecimal() or int(version.split(".")[0]) < _LEAST_VERSION:
-            raise StoreUnavailable(f"the server is version {version}; 7.0 is required", "reply")
         try:
-            with trio.fail_after(_SCRIPTS_S):
-                loads = [connection.create_request(b"SCRIPT LOAD", item.text) for item in SCRIPTS]
-                for load in loads:
-                    await load
+            with trio.fail_after(_CONNECT_S):
+                connection = Connection(await self._open(), self._pushed)
+                nursery.start_soon(self._serve, connection)
+                await self._greet(connection)
             for script, keys, args in self._first_calls():
                 command = (b"EVALSHA", script.sha, len(keys), *keys, *args)
                 deadline = trio.current_time() + self.timeout_s
-                await _answer(connection.create_request(*command), deadline)
-        except (TimeoutError, trio.TooSlowError):
+                await _answer(connection.ask(*command), deadline)
+        except trio.TooSlowError:
+            raise StoreUnavailable(f"no connection within {_CONNECT_S:g} s", "timeout") from None
+        except TimeoutError:
             text = f"no answer within {self.timeout_s:g} s"
             raise StoreUnavailable(text, "timeout") from None
+        except StoreUnavailable:
+            raise
         except Exception as error:
-            kind, text = self._reason(error)
+            kind, text = _reason(error)
             raise StoreUnavailable(text, kind) from error
         return connection
 
-    def _new_connection(self) -> BaseConnection:
-        from coredis import connection as transport
-
+    async def _open(self) -> trio.abc.Stream:
         address = self.address
-        settings: dict[str, Any] = {
-            "connect_timeout": _CONNECT_S,
-            "username": address.username,
-            "password": address.password,
-            "db": address.database,
-            "client_name": "weirpool",
-        }
         if address.path:
-            return transport.UnixDomainSocketConnection(
-                transport.UnixDomainSocketLocation(address.path), **settings
-            )
-        if address.tls:
-            settings["ssl_context"] = ssl.create_default_context(cafile=self._ca_file)
-        return transport.TCPConnection(
-            transport.TCPLocation(address.host, address.port), **settings
-        )
-
-    async def _serve(
-        self, connection: BaseConnection, started: _Started, ended: list[Exception]
-    ) -> None:
+            return await trio.open_unix_socket(address.path)
+        stream = await trio.open_tcp_stream(address.host, address.port)
+        if not address.tls:
+            return stream
         try:
-            await connection.run(task_status=started)
-            error: Exception = ConnectionResetError("the server closed the connection")
-        except Exception as raised:
-            error = raised
-        finally:
-            _close_streams(connection)
-        ended.append(error)
-        started.event.set()
-        self._break("connection", self._reason(error)[1], connection)
+            context = ssl.create_default_context(cafile=self._ca_file)
+            secure = trio.SSLStream(stream, context, server_hostname=address.host)
+            await secure.do_handshake()
+        except BaseException:
+            stream.socket.close()
+            raise
+        return secure
 
-    async def _watch(self, connection: BaseConnection) -> None:
-        """Pass on the messages of subscriptions."""
-        messages: AsyncIterator[list[Any]] = connection.push_messages
-        try:
-            async for message in messages:
-                if message[0] == b"message":
-                    self.on_message(message[1].decode(), message[2])
-        except Exception as error:
-            self._break("connection", self._reason(error)[1], connection)
+    async def _greet(self, connection: Connection) -> None:
+        """Authenticate, select the database and load the scripts, in one round trip."""
+        address = self.address
+        login: tuple[str, ...] = ()
+        if address.username is not None or address.password is not None:
+            login = ("AUTH", address.username or "default", address.password or "")
+        answers = [connection.ask(b"HELLO", 3, *login, b"SETNAME", b"weirpool")]
+        if address.database:
+            answers.append(connection.ask(b"SELECT", address.database))
+        answers += [connection.ask(b"SCRIPT", b"LOAD", item.text) for item in SCRIPTS]
+        hello = await answers[0].get()
+        version = hello.get(b"version", b"") if isinstance(hello, dict) else b""
+        major = version.partition(b".")[0] if isinstance(version, bytes) else b""
+        if not major.isdigit() or int(major) < _LEAST_VERSION:
+            text = version.decode("utf-8", "backslashreplace") if major else "unknown"
+            raise StoreUnavailable(f"the server's version is {text}; 7.0 is required", "reply")
+        for answer in answers[1:]:
+            await answer.get()
+
+    async def _serve(self, connection: Connection) -> None:
+        error = await connection.run()
+        self._break("connection", _reason(error)[1], connection)
+
+    def _pushed(self, push: Push) -> None:
+        if len(push) == 3 and push[0] == b"message":
+            self.on_message(push[1].decode(), push[2])
 
 
-async def _answer(request: Request, deadline: float) -> Any:
+def _reason(error: BaseException) -> tuple[str, str]:
+    """The kind and text of an error."""
+    if isinstance(error, ServerError):
+        return "reply", str(error)
+    cause = error.__cause__  # of several addresses: Trio's error has no reason
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    return "connection", str(cause or error) or type(error).__name__
+
+
+async def _answer(answer: Answer, deadline: float) -> Any:
     """Wait for an answer. Raises `TimeoutError`, but not for an answer that has arrived while this
     process was late to read it.
     """
     with trio.move_on_at(deadline):
-        return await request
+        return await answer.get()
     for _ in range(_LATE_TURNS):
         await trio.lowlevel.checkpoint()
-        if request.complete:
-            return await request
+        if answer.is_there:
+            return await answer.get()
     raise TimeoutError
-
-
-def _close_streams(connection: BaseConnection) -> None:
-    """Close the channels of a connection: coredis leaves them open if it was never established."""
-    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-
-    for item in vars(connection).values():
-        if isinstance(item, MemoryObjectReceiveStream | MemoryObjectSendStream):
-            item.close()
-
-
-class _Started:
-    """An AnyIO task status that an event shows."""
-
-    def __init__(self) -> None:
-        self.event = trio.Event()
-
-    def started(self, value: object = None) -> None:
-        self.event.set()

@@ -27,7 +27,7 @@ class Stores:
         self, settings: StoreSettings, share: Share | None = None, local_url: str | None = None
     ) -> None:
         """`share`: this worker's part of limits that no server counts. `local_url`: the supervisor's
-        server, for workers without a configured one. Imports coredis only for a server.
+        server, for workers without a configured one.
         """
         self._share = share or Share()
         self._memory = MemoryEngine(self._share)

@@ -35,7 +35,7 @@ def proxy(directory: Path, upstream_port: int, name: str, store: str | None) -> 
         },
         "interceptors": [{"name": "limit", "use": "rate_limit", "options": LIMIT}],
         "log": {"level": "error"},
-        "store": {"url": store, "timeout": 5},
+        "store": {"url": store, "timeout": 0.25},
     }
     file = directory / f"{name}.yaml"
     file.write_text(json.dumps(config))
