@@ -403,7 +403,7 @@ async def test_what_is_no_fault(serving: Open) -> None:
     (8.2.3), one Content-Length in two fields, a Host beside `:authority`.
     """
     crumbs = [("cookie", "a=1"), ("cookie", "b=2")]
-    twice = [("content-length", "2")] * 2
+    twice = [("content-length", "300")] * 2
     good = request(*crumbs, *twice, ("te", "trailers"), ("host", "H:80"), method="POST", path="/x")
     async with serving() as (proxy, upstream), open_wire(proxy) as wire:
         for stream in range(3, 7003, 2):
@@ -415,15 +415,15 @@ async def test_what_is_no_fault(serving: Open) -> None:
             + frame(HEADERS, PADDED | 0x20, 3, b"\x03" + bytes(5) + pieces[0] + b"pad")
             + b"".join(frame(CONTINUATION, 0, 3, piece) for piece in pieces[1:])
             + frame(CONTINUATION, END_HEADERS, 3)
-            + frame(DATA, PADDED, 3, b"\x02hi" + b"pa")
+            + frame(DATA, PADDED, 3, b"\xffh" + bytes(255)) * 300  # more padding than a window
             + head(block(("x-trailer", "t")), END)
             + frame(PING, 0, 0, b"12345678")
         )
         await until(lambda: wire.result(3))
-        assert (wire.result(3), wire.data[3]) == (200, b"POST /x 2")
+        assert (wire.result(3), wire.data[3]) == (200, b"POST /x 300")
         assert (PING, ACK, 0, b"12345678") in wire.frames
         (asked,) = [item for item in upstream.requests if item.target == b"/x"]
-        assert (asked.all("cookie"), asked.all("content-length")) == ([b"a=1; b=2"], [b"2"])
+        assert (asked.all("cookie"), asked.all("content-length")) == ([b"a=1; b=2"], [b"300"])
         assert asked.all("x-forwarded-host") == [b"h"]
         await wire.lives()
 
