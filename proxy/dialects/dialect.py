@@ -22,7 +22,7 @@ from pools import encode_json
 from ..errors import RequestRefused
 from ..http.headers import HeaderList
 from ..http.place import Place
-from ..upstream import Balancer, Endpoint
+from ..upstream import Endpoint, UpstreamSessions
 
 __all__ = ["Dialect", "FinalEvent", "encode_error"]
 
@@ -47,7 +47,7 @@ class Dialect:
     """Methods whose event streams `timeouts.idle` does not cut, unless the route lists its own."""
 
     def surround(
-        self, owners: Sequence[Owner], places: Mapping[Endpoint, Place], balancer: Balancer
+        self, owners: Sequence[Owner], places: Mapping[Endpoint, Place], sessions: UpstreamSessions
     ) -> list[Owner]:
         """A route's interceptors with those of the dialect around them."""
         return list(owners)

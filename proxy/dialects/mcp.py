@@ -10,7 +10,7 @@ from interceptors.hooks import Owner
 from ..errors import RequestRefused
 from ..http.headers import HeaderList, client_origin, outer_prefix
 from ..http.place import Place
-from ..upstream import Balancer, Endpoint
+from ..upstream import Endpoint, UpstreamSessions
 from .dialect import Dialect, encode_error
 from .mcp_interceptors import state_of, surround
 
@@ -25,9 +25,9 @@ class Mcp(Dialect):
     listening = frozenset(("GET",))
 
     def surround(
-        self, owners: Sequence[Owner], places: Mapping[Endpoint, Place], balancer: Balancer
+        self, owners: Sequence[Owner], places: Mapping[Endpoint, Place], sessions: UpstreamSessions
     ) -> list[Owner]:
-        return surround(owners, places, balancer)
+        return surround(owners, places, sessions)
 
     def session_of(self, request: Request | None) -> bytes | None:
         """On the old transport, the target of a POST."""

@@ -7,7 +7,7 @@ only the head run before them. - A batch of more than `MAX_BATCH` messages is re
 JSON-RPC requests of a POST are kept until their responses have passed: an error inside the stream
 answers those that are still open. - The `endpoint` event of the old transport (2024-11-05), the
 first of a GET's stream, is rewritten to point to this route, and its session is tied to the
-endpoint that opened the stream: by a mark in the URI, or in the balancer's table.
+endpoint that opened the stream: by a mark in the URI, or in the table of sessions.
 
 Everything else passes unchanged. Uses the plug-in API; knows no exchange and no socket.
 """
@@ -53,7 +53,7 @@ from interceptors.sse import find_block_end
 
 from ..errors import ProxyDefect
 from ..http.place import Place
-from ..upstream import Balancer, Endpoint
+from ..upstream import Endpoint, UpstreamSessions
 from ..upstream.session_ids import PARAMETER
 
 __all__ = ["McpState", "state_of", "surround"]
@@ -97,11 +97,11 @@ def state_of(request: Request | None) -> McpState | None:
 
 
 def surround(
-    owners: Sequence[Owner], places: Mapping[Endpoint, Place], balancer: Balancer
+    owners: Sequence[Owner], places: Mapping[Endpoint, Place], sessions: UpstreamSessions
 ) -> list[Owner]:
-    """A route's interceptors between the proxy's own. `balancer` ties sessions to endpoints."""
+    """A route's interceptors between the proxy's own. `sessions` ties sessions to endpoints."""
     return [
-        _ProxyOwner("mcp (first)", _First(places, balancer)),
+        _ProxyOwner("mcp (first)", _First(places, sessions)),
         *owners,
         _ProxyOwner("mcp (last)", _Last()),
     ]
@@ -124,9 +124,9 @@ class _ProxyOwner(Owner):
 class _First(Interceptor):
     wants_body = True
 
-    def __init__(self, places: Mapping[Endpoint, Place], balancer: Balancer) -> None:
+    def __init__(self, places: Mapping[Endpoint, Place], sessions: UpstreamSessions) -> None:
         self._places = places
-        self._balancer = balancer
+        self._sessions = sessions
 
     async def on_request(self, request: Request) -> Response | None:
         state = request.state[_KEY] = McpState(request.target.partition(b"?")[0])
@@ -180,7 +180,7 @@ class _First(Interceptor):
         if state.is_encoded and _SESSION_HEADER in context.headers:
             return None  # Streamable HTTP: the proxy needs nothing of this stream
         return _ListeningStream(
-            self._places[state.endpoint], state, state.endpoint, context, self._balancer
+            self._places[state.endpoint], state, state.endpoint, context, self._sessions
         )
 
 
@@ -215,17 +215,17 @@ class _ListeningStream(StreamInterceptor):
         state: McpState,
         endpoint: Endpoint,
         context: StreamContext,
-        balancer: Balancer,
+        sessions: UpstreamSessions,
     ) -> None:
         self._place = place
         self._state = state
         self._endpoint = endpoint
         self._context = context
-        self._balancer = balancer
+        self._sessions = sessions
         self._has_begun = False
         self._live: LiveSession | None = None
         self._held: bytes | None = None
-        """The session in the balancer's table."""
+        """The session in the table."""
         self.needs = Search(self._find)  # type: ignore[assignment]  # no part of the plug-in API
 
     def _find(self, buffer: bytes | bytearray, start: int, end: int) -> int:
@@ -254,7 +254,7 @@ class _ListeningStream(StreamInterceptor):
         if live is not None:
             self._context.request.sessions.close(live, outcome)
             if self._held is not None:
-                self._balancer.release(self._held)
+                self._sessions.release(self._held)
         del self._context, self.needs  # break the reference cycles
 
     def _open_session(self, event: Event) -> Event:
@@ -273,8 +273,8 @@ class _ListeningStream(StreamInterceptor):
         uri = session_of(request.target, marked or rewritten)[len(outer) :]
         self._live = request.sessions.open(uri, self._context, self)
         if marked is None:
-            self._balancer.remember(uri, self._endpoint)
-            self._balancer.hold(uri)
+            self._sessions.remember(uri, self._endpoint)
+            self._sessions.hold(uri)
             self._held = uri
         rewritten = marked or rewritten
         return event if rewritten == announced else event.replace(data=rewritten)
@@ -291,7 +291,7 @@ class _ListeningStream(StreamInterceptor):
             text = mark + query
         text += ("&" if "?" in text else "?") + PARAMETER.decode()
         uri = session_of(request.target, text)[outer_bytes:]
-        signed = self._balancer.mark(uri, self._endpoint)
+        signed = self._sessions.mark(uri, self._endpoint)
         return None if signed is None else text + signed.decode()
 
 

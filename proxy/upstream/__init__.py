@@ -3,9 +3,10 @@
 `Balancer.call` takes an `UpstreamCall` and returns an `UpstreamResponse`. Below it, each module
 imports only those that follow:
 
-- `balancer`: endpoints, retries and sessions of one upstream;
+- `balancer`: endpoints and retries of one upstream; `sessions`: its sessions;
 - `http1`: one attempt over HTTP/1.1; `upload` and `body`: its request and response bodies;
-- `call`: call and response as values; `endpoints`, `retry`, `affinity`: sans-I/O decisions;
+- `call`: call and response as values; `endpoints`, `retry`, `affinity`, `session_ids`: sans-I/O
+  decisions;
 - `connections`, `dial`, `resolver`, `origin`, `failures`: sockets.
 
 `httpx_transport` adapts all of it to an `httpx.AsyncClient`; nothing in the proxy imports that.
@@ -19,6 +20,7 @@ from .endpoints import Endpoint, Endpoints, EndpointState
 from .http1 import Http1Transport
 from .resolver import Resolver
 from .retry import RetryPolicy
+from .sessions import UpstreamSessions
 
 __all__ = [
     "AskForBody",
@@ -37,4 +39,5 @@ __all__ = [
     "UpstreamBody",
     "UpstreamCall",
     "UpstreamResponse",
+    "UpstreamSessions",
 ]

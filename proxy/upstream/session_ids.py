@@ -79,6 +79,11 @@ class SessionIds:
             return None
         return endpoint, text if version == b"w1" else urlsafe_b64decode(text)
 
+    @staticmethod
+    def has_form(session: bytes) -> bool:
+        """Whether an id looks like one of this class, valid or not."""
+        return session.startswith((b"w1.", b"w1b."))
+
     def mark(self, uri: bytes, endpoint: Endpoint) -> bytes:
         """What follows `uri`, which ends with `PARAMETER`."""
         key, tag = self._keys[endpoint]

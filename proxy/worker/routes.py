@@ -272,7 +272,7 @@ class RouteTable:
             ),
             places=places,
             bases=tuple({endpoint.base for endpoint in transport.endpoints.all if endpoint.base}),
-            chain=Chain(dialect.surround(owners, places, transport)),
+            chain=Chain(dialect.surround(owners, places, transport.sessions)),
             timeouts=timeouts,
             call_timeouts=CallTimeouts(
                 connect_s=timeouts.connect,
@@ -342,8 +342,7 @@ def _balancer(
         endpoints,
         host=upstream.host,
         checks=checks,
-        sessions=sessions.ties_of(upstream.name),
-        ids=sessions.ids_of(config, upstream, endpoints.all),
+        sessions=sessions.of(config, upstream, endpoints),
     )
 
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import structlog
 
+from interceptors.refusals import error_format
+
 from ..config import LEAST_SECRET, Config, Upstream
 from ..errors import ConfigError
 
@@ -65,7 +67,7 @@ def log_random_secret(config: Config, workers: int) -> None:
     """Log what a random secret means, if MCP sessions depend on it. Raises as `secret_of`."""
     secret = secret_of(config)
     proxy = config.reverse_proxy
-    in_use = {route.upstream for route in proxy.routes if route.dialect == "mcp"}
+    in_use = {item.upstream for item in proxy.routes if error_format(item.dialect).is_json_rpc}
     if secret.is_random and any(
         item.session_affinity.mode == "id"
         or (item.name in in_use and signs_ids(item, secret, workers))

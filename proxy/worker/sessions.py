@@ -7,12 +7,10 @@ those of an old one until their last exchange ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from interceptors.dialects.mcp_sessions import McpSessions, SessionBook
 
 from ..config import Config, Upstream
-from ..upstream import Endpoint
+from ..upstream import Endpoints, UpstreamSessions
 from ..upstream.affinity import Affinity
 from ..upstream.session_ids import SessionIds
 from .secret import secret_of, signs_ids
@@ -29,17 +27,16 @@ class Sessions:
         self._workers = workers
         self._ties: dict[str, Affinity] = {}
 
-    def ties_of(self, upstream: str) -> Affinity:
-        """The endpoints of the sessions of an upstream."""
-        return self._ties.setdefault(upstream, Affinity())
-
-    def ids_of(
-        self, config: Config, upstream: Upstream, endpoints: Iterable[Endpoint]
-    ) -> SessionIds:
-        """The session ids of an upstream that name an endpoint. Raises `ConfigError`."""
+    def of(self, config: Config, upstream: Upstream, endpoints: Endpoints) -> UpstreamSessions:
+        """The sessions of an upstream for the balancer of a configuration. Raises `ConfigError`."""
         secret = secret_of(config)
         signs = signs_ids(upstream, secret, self._workers)
-        return SessionIds(secret.key, upstream.name, endpoints, signs=signs)
+        return UpstreamSessions(
+            upstream.name,
+            endpoints,
+            self._ties.setdefault(upstream.name, Affinity()),
+            SessionIds(secret.key, upstream.name, endpoints.all, signs=signs),
+        )
 
     def book_of(self, upstream: str) -> SessionBook:
         """The sessions of an upstream for MCP interceptors."""

@@ -402,15 +402,15 @@ async def test_a_session_stays_at_its_endpoint(log: Log, monkeypatch: pytest.Mon
             await client.send("GET", "/mcp", [("Mcp-Session-Id", first.decode())])
             assert (await client.head()).status == 200
         assert [await ask(session) for session in sessions * 3] == [200] * 18
-        assert balancer.find(last) is b
+        assert balancer.sessions.find(last) is b
         assert await ask(last, "DELETE") == 200
-        assert balancer.find(last) is None
-        balancer.remember(b"b-99", b)
+        assert balancer.sessions.find(last) is None
+        balancer.sessions.remember(b"b-99", b)
         assert await ask(b"b-99") == 404
-        assert balancer.find(b"b-99") is None
+        assert balancer.sessions.find(b"b-99") is None
         assert await ask(other) == 200
         monkeypatch.setattr("proxy.upstream.affinity.MAX_SESSION_AGE_S", 0)
-        assert (balancer.find(other), balancer.find(first)) == (None, a)
+        assert (balancer.sessions.find(other), balancer.sessions.find(first)) == (None, a)
 
 
 async def test_a_session_never_goes_to_an_endpoint_that_does_not_know_it(log: Log) -> None:
@@ -418,12 +418,12 @@ async def test_a_session_never_goes_to_an_endpoint_that_does_not_know_it(log: Lo
     health = "  health: {consecutive_failures: 1, eject: 60}"
     async with serving(log, None, mcp("a"), proxy=health) as rig:
         balancer = rig.proxy.worker.routes.transports["up"]
-        balancer.remember(b"lost", balancer.endpoints.all[0])
+        balancer.sessions.remember(b"lost", balancer.endpoints.all[0])
         for _ in range(3):
             answer = await rig.fetch(headers=[("Mcp-Session-Id", "lost")], **POST)
             assert (answer.status, kind(answer)) == (502, "upstream_connect_failed")
         assert await rig.states() == ["ejected", "up"]
-        assert balancer.find(b"lost") is balancer.endpoints.all[0]
+        assert balancer.sessions.find(b"lost") is balancer.endpoints.all[0]
         assert await rig.status(**POST) == 200
         assert len(rig.upstream.requests) == 1
 

@@ -86,12 +86,12 @@ async def test_any_bytes_may_be_a_sessions_key() -> None:
     async with open_upstream(good) as one, open_upstream(good) as two:
         transport = balancer(one.url, two.url)
         endpoint = await finish(await transport.call(call()))
-        assert transport.find(key) is None
-        transport.remember(key, endpoint)
+        assert transport.sessions.find(key) is None
+        transport.sessions.remember(key, endpoint)
         for _ in range(5):
             assert await finish(await transport.call(call("POST", session=key))) is endpoint
-        transport.forget(key)
-        assert transport.find(key) is None
+        transport.sessions.forget(key)
+        assert transport.sessions.find(key) is None
         assert idle(transport)
         await transport.aclose()
 
