@@ -5,10 +5,12 @@
         use: api_keys
         options:
           keys: {ann: "sha256:9f86...", ci: ["sha256:60303a...", "sha256:fd61a0..."]}
+          teams: {blue: [ann]}
           upstream: "Bearer ${LLM_API_KEY}"
 
 A client's key never reaches the upstream, a log or an answer; the configuration has only hashes.
-`request.state["client_key"]` has the client's name for later interceptors.
+`request.state["client_key"]` has the client's name for later interceptors, `request.state["team"]`
+that of its team.
 
 A key is a long random string, so that one SHA-256 is enough: slow hashes protect passwords, and
 would cost each request milliseconds of the event loop.
@@ -74,6 +76,8 @@ class ApiKeysOptions:
 
     keys: dict[str, str | list[str]]
     """The hash of each client's key by the client's name; a list of hashes while keys rotate."""
+    teams: dict[str, list[str]] = field(default_factory=dict)
+    """The clients of each team. A client has one team, or none."""
     upstream: str | None = field(default=None, repr=False)
     """The upstream's credential, as a whole header value. None: no credential."""
     upstream_header: str = "authorization"
@@ -92,11 +96,14 @@ class ApiKeys(Interceptor):
     """
 
     on_error: OnError = "abort"  # fail closed
-    sets_state = ("client_key",)
+    sets_state: tuple[str, ...] = ("client_key",)
 
     def __init__(self, options: ApiKeysOptions) -> None:
         mistakes: list[str] = []
         self._clients = _clients_by_hash(options.keys, mistakes)
+        self._teams = _teams_by_client(options.teams, options.keys, mistakes)
+        if self._teams:
+            self.sets_state = ("client_key", "team")
         if options.upstream is not None and not _HEADER_VALUE.fullmatch(options.upstream):
             mistakes.append(
                 "upstream: expected a header value, in ASCII and without a space at its end "
@@ -139,7 +146,7 @@ class ApiKeys(Interceptor):
         )
 
     async def on_request(self, request: Request) -> Response | None:
-        """Answer 401, or swap the credentials and set `state["client_key"]`.
+        """Answer 401, or swap the credentials and set `state["client_key"]` and `state["team"]`.
 
         A CORS preflight passes without a key; every credential is removed from it.
         """
@@ -167,6 +174,8 @@ class ApiKeys(Interceptor):
         if self._upstream is not None:
             request.headers[self._upstream_header] = self._upstream
         request.state["client_key"] = client
+        if client in self._teams:
+            request.state["team"] = self._teams[client]
         return None
 
     def _refuse(self, request: Request, kind: str, message: str) -> Response:
@@ -237,3 +246,21 @@ def _clients_by_hash(
                 mistakes.append(f"{path}: duplicate key: already assigned to {clients[digest]!r}")
             clients.setdefault(digest, client)
     return tuple(clients.items())
+
+
+def _teams_by_client(
+    teams: dict[str, list[str]], keys: dict[str, str | list[str]], mistakes: list[str]
+) -> dict[str, str]:
+    """Each client with its team. Adds texts that start with an option path to `mistakes`."""
+    found: dict[str, str] = {}
+    for team, clients in teams.items():
+        if not team:
+            mistakes.append("teams: a team's name is empty")
+        for index, client in enumerate(clients):
+            path = f"teams.{team}[{index}]"
+            if client not in keys:
+                mistakes.append(f"{path}: {client!r} is not a client of `keys`")
+            elif client in found:
+                mistakes.append(f"{path}: {client!r} is in the team {found[client]!r} already")
+            found.setdefault(client, team)
+    return found

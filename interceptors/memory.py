@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from heapq import heappop, heappush
 from typing import Generic, TypeVar
@@ -149,6 +149,8 @@ class MemoryEngine:
         self._buckets: dict[str, Buckets] = {}
         self._windows: Aging[_Counted] = Aging()
         self._open: Aging[bool] = Aging()  # ids of reservations, as keys
+        self._counters: Aging[dict[str, int]] = Aging()
+        self._batches: Aging[bool] = Aging()  # ids, as keys
         self._map: Aging[bytes] = Aging()
         self._logs: Aging[_Log] = Aging()
         self._subscribers = Subscribers()
@@ -271,6 +273,22 @@ class MemoryEngine:
         reserved = sum(item.reserved.values())
         remaining = max(0, self.share.of(window.limit) - used - reserved)
         return WindowState(item.number, used, reserved, remaining, window.length_s - into_s)
+
+    async def count(self, key: str, id: str, amounts: Mapping[str, int], keep_s: float) -> bool:
+        await trio.lowlevel.checkpoint()
+        now = self.clock()
+        if self._batches.get(id, now):
+            return False
+        self._batches.put(id, True, now + 3600)
+        counters = self._counters.get(key, now) or {}
+        for name, amount in amounts.items():
+            counters[name] = counters.get(name, 0) + amount
+        self._counters.put(key, counters, now + keep_s)
+        return True
+
+    async def counts(self, key: str) -> dict[str, int]:
+        await trio.lowlevel.checkpoint()
+        return dict(self._counters.get(key, self.clock()) or {})
 
     async def get(self, key: str) -> bytes | None:
         await trio.lowlevel.checkpoint()

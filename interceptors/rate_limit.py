@@ -29,7 +29,7 @@ from interceptors import (
 
 from .errors import refuse_options
 
-__all__ = ["RateLimit"]
+__all__ = ["RateLimit", "add_fields", "limit_fields"]
 
 
 class RateLimit(Interceptor):
@@ -109,24 +109,15 @@ class RateLimit(Interceptor):
         """Add `RateLimit` and `RateLimit-Policy` after those of the upstream and of other limits."""
         bucket = head.request.state.pop(self._state_key, None)
         if bucket is not None:
-            for name, value in self._fields(bucket, math.ceil(bucket.full_s)).items():
-                before = head.headers.get(name)
-                head.headers[name] = f"{before}, {value}" if before else value
+            add_fields(head, self._fields(bucket, math.ceil(bucket.full_s)))
 
     @property
     def _state_key(self) -> str:
         return f"rate_limit/{self.store.name}"
 
     def _fields(self, bucket: Bucket, reset_s: int) -> dict[str, str]:
-        """The fields of draft-ietf-httpapi-ratelimit-headers-11: a list of named policies.
-
-        `q` is the burst and `w` the time in which it comes back; `t` agrees with Retry-After.
-        """
-        name = "".join(item for item in self.store.name if " " <= item <= "~" and item not in '"\\')
-        return {
-            "ratelimit-policy": f'"{name}";{self._policy}',
-            "ratelimit": f'"{name}";r={bucket.remaining};t={reset_s}',
-        }
+        """`q` is the burst and `w` the time in which it comes back; `t` agrees with Retry-After."""
+        return limit_fields(self.store.name, self._policy, bucket.remaining, reset_s)
 
     def _key_of(self, request: Request) -> str:
         """The bucket's key. The prefix separates a client name from an equal address."""
@@ -139,6 +130,22 @@ class RateLimit(Interceptor):
                 'state["client_key"], such as api_keys'
             )
         return f"address:{_network_of(request.client)}"
+
+
+def limit_fields(name: str, policy: str, remaining: int, reset_s: int) -> dict[str, str]:
+    """The fields of draft-ietf-httpapi-ratelimit-headers-11: a list of named policies."""
+    name = "".join(item for item in name if " " <= item <= "~" and item not in '"\\')
+    return {
+        "ratelimit-policy": f'"{name}";{policy}',
+        "ratelimit": f'"{name}";r={remaining};t={reset_s}',
+    }
+
+
+def add_fields(head: ResponseHead, fields: dict[str, str]) -> None:
+    """Add them after those of the upstream and of other limits."""
+    for name, value in fields.items():
+        before = head.headers.get(name)
+        head.headers[name] = f"{before}, {value}" if before else value
 
 
 def _network_of(address: str | None) -> str:

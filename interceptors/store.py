@@ -8,6 +8,7 @@ survives a reload. Without a configured store it is the memory of one process.
 
 - `take`: token buckets;
 - `spend`, `reserve` and `settle`: counts in windows of time, with limits;
+- `count`, `counts`: totals by name;
 - `get`, `put`, `remove`: a map whose entries expire;
 - `append`, `read`, `last_id`, `drop`: append-only logs;
 - `publish`, `subscribe`: wake-ups.
@@ -18,7 +19,7 @@ No call waits longer than `store.timeout`. While the store is away, limits (`tak
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from secrets import token_hex
@@ -185,6 +186,10 @@ class Engine(Protocol):
 
     async def settle(self, reservation: Reservation, amount: int) -> bool: ...
 
+    async def count(self, key: str, id: str, amounts: Mapping[str, int], keep_s: float) -> bool: ...
+
+    async def counts(self, key: str) -> dict[str, int]: ...
+
     async def get(self, key: str) -> bytes | None: ...
 
     async def put(self, key: str, value: bytes, keep_s: float, only_new: bool) -> bool: ...
@@ -272,7 +277,8 @@ class Store:
         """Reserve `amount` in all windows, or in none if one has no room. End it with `settle`.
 
         Check and reservation are one atomic step. A reservation ends with its window, and at most
-        30 seconds after the worker that holds it. Raises as `take`.
+        30 seconds after the worker that holds it. Raises as `take`. A call that is cancelled, or
+        that the store did not answer, leaves no reservation.
         """
         return await self._reserve(amount, windows, spend=False, force=force, on_error=on_error)
 
@@ -306,6 +312,22 @@ class Store:
         store is away the amount is kept and counted when it is back; it raises nothing then.
         """
         return await self._engine.settle(reservation, amount)
+
+    async def count(
+        self, key: str, amounts: Mapping[str, int], *, keep_s: float, id: str | None = None
+    ) -> bool:
+        """Add to the counters of a key, which are kept for `keep_s` after the last call.
+
+        To repeat a call that raised, give both the same `id`: they count once within an hour, and
+        the second returns False.
+        """
+        if not amounts:
+            raise ValueError("amounts: expected at least one")
+        return await self._engine.count(self._key(key), id or token_hex(8), amounts, keep_s)
+
+    async def counts(self, key: str) -> dict[str, int]:
+        """The counters of a key; none if nothing was counted."""
+        return await self._engine.counts(self._key(key))
 
     async def get(self, key: str) -> bytes | None:
         """The value of a key; None if there is none or it has expired."""

@@ -5,6 +5,8 @@
         use: usage
         options: {ask: true}
 
+Sums by the hour are kept in the store, over all workers, for `weirpool usage`.
+
 Only events with usage, an error or the end of an answer are read; others pass unparsed, and nothing
 is estimated. Reports are counted once, after the answer, however it ended: the last one counts, and
 a count that was not reported is not 0. A failure of this interceptor stops no answer.
@@ -12,45 +14,46 @@ a count that was not reported is not 0. A failure of this interceptor stops no a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import time
+from collections import Counter as Sums
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from secrets import token_hex
 
 import msgspec
+import trio
 from prometheus_client import Counter
 from prometheus_client.registry import Collector
 
-from . import dialects
-from .api import EventResult, Outcome, StreamContext, StreamInterceptor
-from .dialects import Finish, MessageInterceptor, MessageStream, ProviderError
-from .dialects.answers import is_call, is_chat, readers_for
-from .dialects.parts import Tokens
-from .dialects.tokens import COUNTS as KINDS
-from .dialects.tokens import merge_counts
-from .errors import NotJson, refuse_options
-from .event import Event
-from .message import Request, Response, ResponseHead
+from .api import Outcome, StreamContext
+from .errors import refuse_options
+from .message import Request, Response
+from .metering import COUNTS as KINDS
+from .metering import CallStream, Metering, Tokens, ask_for_usage, cut_name, read_call
+from .store import StoreUnavailable
 
-__all__ = ["KINDS", "Usage"]
+__all__ = ["KEEP_S", "KINDS", "Usage", "hour_of", "read_sums"]
 
+KEEP_S = 35 * 86400.0
+"""How long the sums of an hour are kept."""
 _OTHER = "other"
-_FAILED = frozenset(("error", "failed"))
 _MODEL = "usage.model"
-_ASKED = "usage.asked"
-_MAX_NAME = 200
-_MAX_REASONS = 10
+_FLUSH_S = 1.0
+_LAST_FLUSH_S = 5.0
 
 
-class _Asked(msgspec.Struct):
-    """The members of a request that matter here."""
-
-    model: Any = None
-    stream: Any = None
-    stream_options: Any = None
+def hour_of(time_s: float) -> str:
+    """The key of the hour that a time, in seconds since 1970, belongs to."""
+    return f"hour/{int(time_s // 3600)}"
 
 
-def _name(text: str) -> str:
-    """A name for labels and logs: cut, and without lone surrogates, which metrics cannot show."""
-    return text[:_MAX_NAME].encode("utf-8", "replace").decode()
+def read_sums(sums: dict[str, int]) -> dict[tuple[str, str, str], dict[str, int]]:
+    """The counters of an hour, by route, model and client; then by kind, `requests` included."""
+    found: dict[tuple[str, str, str], dict[str, int]] = {}
+    for name, number in sums.items():
+        route, model, client, kind = msgspec.json.decode(name, type=tuple[str, str, str, str])
+        found.setdefault((route, model, client), {})[kind] = number
+    return found
 
 
 class _Labels:
@@ -70,7 +73,7 @@ class _Labels:
         return value
 
 
-class Usage(MessageInterceptor):
+class Usage(Metering):
     """Options: `ask`: request usage in OpenAI chat streams, and know the model of a request;
     `max_models`, `max_clients`: how many get a label; the rest is `other`.
     """
@@ -84,6 +87,10 @@ class Usage(MessageInterceptor):
             [f"{option}: expected 1 or more" for option, value in counts.items() if value < 1]
         )
         self.wants_body = ask
+        self._sums: dict[str, Sums[str]] = {}
+        # On its way to the store: sent again, with its id, until the store has answered.
+        self._batch: tuple[str, str, Sums[str]] | None = None
+        self._counted = trio.Event()
         self._models = _Labels(max_models)
         self._clients = _Labels(max_clients)
         names = ["route", "model", "client"]
@@ -109,45 +116,49 @@ class Usage(MessageInterceptor):
     def collectors(self) -> Iterable[Collector]:
         return self._tokens, self._requests, self._without_usage
 
+    def lifespan(self) -> AbstractAsyncContextManager[object]:
+        return self._adding_up()
+
+    @asynccontextmanager
+    async def _adding_up(self) -> AsyncIterator[None]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._add_up)
+            yield
+            nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True), trio.move_on_after(_LAST_FLUSH_S):
+            await self._flush()
+
+    async def _add_up(self) -> None:
+        while True:
+            await self._counted.wait()
+            await trio.sleep(_FLUSH_S)
+            self._counted = trio.Event()
+            if not await self._flush():
+                self._counted.set()
+
+    async def _flush(self) -> bool:
+        """Add what was counted to the sums. Returns whether the store has all of it."""
+        while self._sums or self._batch is not None:
+            if self._batch is None:
+                hour = next(iter(self._sums))
+                self._batch = hour, token_hex(8), self._sums.pop(hour)
+            hour, ident, sums = self._batch
+            try:
+                await self.store.count(hour, sums, keep_s=KEEP_S, id=ident)
+            except StoreUnavailable:
+                return False
+            self._batch = None
+        return True
+
     async def on_request(self, request: Request) -> Response | None:
-        if (
-            not self.wants_body
-            or request.method != "POST"
-            or not readers_for(request.dialect, request.path)
-        ):
-            return None
-        body = request.body
-        try:
-            asked = msgspec.json.decode(body, type=_Asked)
-        except (msgspec.DecodeError, RecursionError):
-            return None  # the upstream decides
-        if isinstance(asked.model, str):
-            request.state[_MODEL] = asked.model
-        options = asked.stream_options
-        if asked.stream is not True or not is_chat(request.path):
-            return None
-        if options is None or (
-            isinstance(options, dict) and options.get("include_usage") is not True
-        ):
-            fields = msgspec.json.decode(
-                body, type=dict[str, msgspec.Raw]
-            )  # other fields keep their bytes
-            fields["stream_options"] = msgspec.Raw(
-                msgspec.json.encode({**(options or {}), "include_usage": True})
-            )
-            request.replace_body(msgspec.json.encode(fields))
-            request.state[_ASKED] = True
+        asked = read_call(request) if self.wants_body else None
+        if asked is not None:
+            ask_for_usage(request, asked)
+            if isinstance(asked.model, str):
+                request.state[_MODEL] = asked.model
         return None
 
-    def open_stream(self, context: StreamContext) -> StreamInterceptor | None:
-        stream = super().open_stream(context)
-        return (
-            _Hiding(stream)
-            if isinstance(stream, _UsageStream) and context.state.get(_ASKED)
-            else stream
-        )
-
-    def open_messages(self, context: StreamContext) -> MessageStream | None:
+    def open_messages(self, context: StreamContext) -> CallStream | None:
         # An answer that GET shows was counted when it was made.
         return _UsageStream(self, context) if context.method == "POST" else None
 
@@ -167,90 +178,45 @@ class Usage(MessageInterceptor):
             self._models.of(model, new=not failed or bool(counts)),
             self._clients.of(client),
         )
+        sums = self._sums.setdefault(hour_of(time.time()), Sums())
         self._requests.labels(*labels).inc()
+        sums[_name_of(*labels, "requests")] += 1
         for kind, tokens in counts.items():
             self._tokens.labels(*labels, kind).inc(tokens)
+            sums[_name_of(*labels, kind)] += round(tokens)
         if not counts and not failed:
             self._without_usage.labels(*labels).inc()
+        self._counted.set()
 
 
-class _UsageStream(MessageStream):
-    passes_unseen = True
+def _name_of(route: str, model: str, client: str, kind: str) -> str:
+    """The name of a counter in the store."""
+    return msgspec.json.encode((route, model, client, kind)).decode()
 
+
+class _UsageStream(CallStream):
     def __init__(self, usage: Usage, context: StreamContext) -> None:
+        super().__init__(context)
         self._usage = usage
-        self._context = context
-        self._is_call = is_call(context.path)
-        self._status = 0
         self._streamed = not context.is_body
-        self._counts: dict[str, Tokens] = {}
-        self._reasons: dict[str, None] = {}
-        self._error: str | None = None
-
-    def on_start(self, head: ResponseHead) -> None:
-        self._status = head.status
-
-    def on_usage(self, usage: dialects.Usage) -> None:
-        self._is_call = True
-        merge_counts(self._counts, {kind: getattr(usage, kind) for kind in KINDS})
-
-    def on_finish(self, finish: Finish) -> None:
-        self._is_call = True
-        if len(self._reasons) < _MAX_REASONS or finish.reason in _FAILED:
-            self._reasons[_name(finish.reason)] = None
-
-    def on_provider_error(self, error: ProviderError) -> None:
-        self._error = _name(error.type or error.code or "error")
 
     def on_end(self, outcome: Outcome) -> None:
-        if not self._is_call:
+        if not self.is_call:
             return  # not an answer: a list of models, a batch
-        context, counts = self._context, self._counts
+        context, counts = self.context, self.counts
         model = self.model or context.state.get(_MODEL)
         client = context.state.get("client_key")
-        model = None if model is None else _name(model)
-        client = None if client is None else _name(str(client))
-        failed = (
-            self._status >= 400 or self._error is not None or not _FAILED.isdisjoint(self._reasons)
-        )
-        self._usage.count(context.route, model, client, counts, failed=failed)
+        model = None if model is None else cut_name(model)
+        client = None if client is None else cut_name(str(client))
+        self._usage.count(context.route, model, client, counts, failed=self.failed)
         context.log.info(
             "usage",
             model=model or "-",
             client=client or "-",
-            status=self._status,
+            status=self.status,
             streamed=self._streamed,
-            finish_reason=",".join(self._reasons) or None,
-            error=self._error,
+            finish_reason=",".join(self.reasons) or None,
+            error=self.error,
             outcome=outcome.value,
             **{kind: counts.get(kind) for kind in KINDS},
         )
-
-
-class _Hiding(StreamInterceptor):
-    """Hides the chunk that has only usage from a client that did not ask for it."""
-
-    passes_unseen = True
-
-    def __init__(self, counting: _UsageStream) -> None:
-        self._counting = counting
-        self.needs = counting.needs
-
-    def on_start(self, head: ResponseHead) -> None:
-        self._counting.on_start(head)
-
-    def on_event(self, event: Event) -> EventResult:
-        answer = self._counting.on_event(event)
-        try:
-            message = event.json()
-        except NotJson:
-            return answer
-        only_usage = (
-            isinstance(message, dict)
-            and message.get("choices") == []
-            and isinstance(message.get("usage"), dict)
-        )
-        return None if only_usage and not event.is_body else answer
-
-    def on_end(self, outcome: Outcome) -> None:
-        self._counting.on_end(outcome)

@@ -104,6 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     key.add_argument("name", metavar="NAME", help="the client's name")
     key.set_defaults(run=_new_key)
 
+    _add_usage(
+        commands.add_parser("usage", help="print the sums of the interceptor usage in the store")
+    )
+
     demo = commands.add_parser(
         "demo", help="show a stream through the proxy, with an embedded upstream"
     )
@@ -150,6 +154,23 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         "--workers", metavar="N", type=_count, default=1, help="number of processes (default: 1)"
     )
     serve.set_defaults(run=_serve)
+
+
+def _add_usage(usage: argparse.ArgumentParser) -> None:
+    usage.add_argument(
+        "--config", metavar="FILE", required=True, help="the configuration file, with store.url"
+    )
+    usage.add_argument(
+        "--by",
+        metavar="COLUMNS",
+        default="client,model",
+        help="columns with commas: route, model, client (default: client,model)",
+    )
+    usage.add_argument(
+        "--since", metavar="TIME", default="24h", help="such as 24h or 7d (default: 24h)"
+    )
+    usage.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    usage.set_defaults(run=_usage)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -237,6 +258,17 @@ def _schema(arguments: argparse.Namespace) -> int:
 
     text = reference_page() if arguments.markdown else json.dumps(json_schema(), indent=2) + "\n"
     print(text, end="")
+    return 0
+
+
+def _usage(arguments: argparse.Namespace) -> int:
+    from .usage import parse_columns, parse_since, run_usage  # `serve` does not need it
+
+    try:
+        columns, since_s = parse_columns(arguments.by), parse_since(arguments.since)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    print(run_usage(arguments.config, columns, since_s, arguments.format), end="")
     return 0
 
 

@@ -46,7 +46,7 @@ Editors complete and check the keys with the JSON Schema that `weirpool schema` 
 The options of the built-in interceptors are on their own pages: [redact](builtins/redact.md),
 [guard](builtins/guard.md), [usage](builtins/usage.md), [mcp_policy](builtins/mcp_policy.md),
 [api_keys](builtins/api_keys.md), [rate_limit](builtins/rate_limit.md),
-[audit](builtins/audit.md), [record and replay](builtins/record.md).
+[budget](builtins/budget.md), [audit](builtins/audit.md), [record and replay](builtins/record.md).
 """
 
 

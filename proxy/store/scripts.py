@@ -13,6 +13,7 @@ from typing import Any
 __all__ = [
     "ADD",
     "APPEND",
+    "COUNT",
     "PROBE",
     "RESERVE",
     "RESTORE_BUCKETS",
@@ -145,7 +146,9 @@ for at, window in ipairs(windows) do
 end
 if not spend then
     redis.call('ZADD', KEYS[1], 'GT', now + lease, owner)
-    redis.call('HSET', KEYS[2], id, amount)
+    local record = {amount}
+    for _, window in ipairs(windows) do record[#record + 1] = window.number end
+    redis.call('HSET', KEYS[2], id, table.concat(record, ' '))
     redis.call('PEXPIRE', KEYS[2], 86400000)
 end
 return result
@@ -188,15 +191,16 @@ SETTLE = Script(
     _WINDOWS
     + _COUNT
     + """
--- KEYS: the owner's reservations, windows. ARGV: owner, id, amount; for each window: number, length.
--- Returns 1, or 0 if it was settled before.
-local reserved = redis.call('HGET', KEYS[1], ARGV[2])
-if not reserved then return 0 end
+-- KEYS: the owner's reservations, windows. ARGV: owner, id, amount, the length of each window.
+-- Returns 1, or 0 if it was settled before, or never made.
+local record = redis.call('HGET', KEYS[1], ARGV[2])
+if not record then return 0 end
 redis.call('HDEL', KEYS[1], ARGV[2])
+local numbers = {}
+for number in string.gmatch(record, '%S+') do numbers[#numbers + 1] = tonumber(number) end
 for at = 1, #KEYS - 1 do
-    local base = 3 + (at - 1) * 2
-    count(KEYS[at + 1], tonumber(ARGV[base + 1]), tonumber(ARGV[base + 2]), tonumber(ARGV[3]),
-        ARGV[1], tonumber(reserved))
+    count(KEYS[at + 1], numbers[at + 1], tonumber(ARGV[at + 3]), tonumber(ARGV[3]),
+        ARGV[1], numbers[1])
 end
 return 1
 """
@@ -215,6 +219,14 @@ end
 return 1
 """
 )
+
+COUNT = Script("""
+-- KEYS: a mark, counters. ARGV: ms to keep them; for each counter: name, amount. Once a mark.
+if not redis.call('SET', KEYS[1], '1', 'NX', 'PX', 3600000) then return 0 end
+for at = 2, #ARGV, 2 do redis.call('HINCRBY', KEYS[2], ARGV[at], ARGV[at + 1]) end
+redis.call('PEXPIRE', KEYS[2], ARGV[1])
+return 1
+""")
 
 APPEND = Script("""
 -- KEYS: log. ARGV: channel, epoch, first seq, ms to keep it, most entries, entries.
@@ -248,4 +260,4 @@ redis.call('PEXPIRE', KEYS[3], 86400000)
 return now
 """)
 
-SCRIPTS = (TAKE, RESTORE_BUCKETS, RESERVE, RESTORE_WINDOWS, SETTLE, ADD, APPEND, PROBE)
+SCRIPTS = (TAKE, RESTORE_BUCKETS, RESERVE, RESTORE_WINDOWS, SETTLE, ADD, COUNT, APPEND, PROBE)

@@ -8,7 +8,7 @@ what the worker has seen, in case it has lost that, and then what was spent mean
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from secrets import token_hex
 from typing import Any
@@ -31,6 +31,7 @@ from .link import Link
 from .scripts import (
     ADD,
     APPEND,
+    COUNT,
     PROBE,
     RESERVE,
     RESTORE_BUCKETS,
@@ -131,13 +132,19 @@ class ValkeyEngine:
         try:
             answer = await self.link.call(RESERVE, keys, args)
             refused, *states = self._whole(answer, 1 + 4 * len(windows))
-        except StoreUnavailable:
+        except BaseException as error:
+            # Without an answer the server may have reserved it all the same.
+            if not spend and getattr(error, "kind", None) != "away":
+                self._keep(Reservation(id, amount, windows, (), None), 0)
+            if not isinstance(error, StoreUnavailable):
+                raise
             policy = on_error or self._on_error
             if policy == "closed":
                 raise
             if policy == "open":
                 return Reservation(id, amount, windows, (), None, is_local=True)
-            return await self._reserve_here(id, amount, windows, spend=spend, force=force)
+            own_id = f"{id}:local"
+            return await self._reserve_here(own_id, amount, windows, spend=spend, force=force)
         found = [
             WindowState(
                 number, used, reserved, max(0, item.limit - used - reserved), left_ms / 1000
@@ -189,15 +196,16 @@ class ValkeyEngine:
 
     async def _settle(self, reservation: Reservation, amount: int) -> bool:
         """Count on the server. Raises `StoreUnavailable`."""
-        places: list[Any] = []
-        for item, state in zip(reservation.windows, reservation.states, strict=True):
-            places += [state.number, round(item.length_s * 1000)]
         keys = [self._window(item) for item in reservation.windows]
+        lengths = [round(item.length_s * 1000) for item in reservation.windows]
         if reservation.is_local:
+            places: list[Any] = []
+            for state, length in zip(reservation.states, lengths, strict=True):
+                places += [state.number, length]
             mark = f"{self._prefix}a:{reservation.id}"
             answer = await self.link.call(ADD, [mark, *keys], [amount, *places])
         else:
-            args = [self._owner, reservation.id, amount, *places]
+            args = [self._owner, reservation.id, amount, *lengths]
             answer = await self.link.call(SETTLE, [self._owner_keys()[1], *keys], args)
         return bool(self._whole([answer], 1)[0])
 
@@ -230,6 +238,24 @@ class ValkeyEngine:
                     await self.link.call(*self._probe)
                 except StoreUnavailable:
                     continue
+
+    async def count(self, key: str, id: str, amounts: Mapping[str, int], keep_s: float) -> bool:
+        keys = [f"{self._prefix}a:{id}", f"{self._prefix}n:{key}"]
+        pairs = [part for pair in amounts.items() for part in pair]
+        answer = await self.link.call(COUNT, keys, [max(1, round(keep_s * 1000)), *pairs])
+        return bool(self._whole([answer], 1)[0])
+
+    async def counts(self, key: str) -> dict[str, int]:
+        answer = await self.link.command(b"HGETALL", f"{self._prefix}n:{key}")
+        try:
+            pairs = (
+                answer.items()
+                if isinstance(answer, dict)
+                else zip(*[iter(answer)] * 2, strict=True)
+            )
+            return {name.decode(): int(number) for name, number in pairs}
+        except (TypeError, ValueError, AttributeError):
+            raise self.link.broken("the store's answer makes no sense") from None
 
     async def get(self, key: str) -> bytes | None:
         return self._bytes(await self.link.command(b"GET", f"{self._prefix}m:{key}"))

@@ -258,9 +258,11 @@ class Own(Interceptor):
         held: Reservation = await store.reserve(5, [Window("ann/hour", 20, 3600.0)])
         await store.settle(held, 3)
         state: WindowState = (await store.spend(0, [Window("ann/hour", 20, 3600.0)])).states[0]
+        await store.count("hour", {"requests": 1}, keep_s=60)
         await store.append("log", 1, 1, [b"first"], keep_s=60)
         entries: list[LogEntry] = await store.read("log")
         await store.put("k", b"value", keep_s=60)
+        assert (await store.counts("hour"))["requests"] * 3 == state.used
         got = [bucket.remaining, state.used, entries[0].data.decode(), (await store.get("k")).decode()]
         return Response(json=got)
 """

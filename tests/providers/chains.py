@@ -17,8 +17,8 @@ NOWHERE = "☃nowhere [0-9]{20}"  # no transcript has a beginning of it, which `
 _FRONT = ["api_keys", "rate_limit", "audit"]
 CHAINS: dict[str, list[str]] = {
     "none": [],
-    "held": [*_FRONT, "usage", "redact", "guard", "watch", "record"],
-    "unheld": [*_FRONT, "usage", "guard", "watch"],
+    "held": [*_FRONT, "budget", "usage", "redact", "guard", "watch", "record"],
+    "unheld": [*_FRONT, "usage", "budget", "guard", "watch"],
     "policy": [*_FRONT, "policy"],
     "redact-secret": [*_FRONT, "redact_secret", "guard_secret", "policy", "usage", "record"],
     "guard-secret": [*_FRONT, "guard_secret"],
@@ -64,6 +64,7 @@ def _options(directory: Path, secret: str, keys: dict[str, str]) -> dict[str, tu
     return {
         "api_keys": ("api_keys:ApiKeys", {"keys": hashed, "upstream": "Bearer theirs"}),
         "rate_limit": ("rate_limit:RateLimit", {"requests_per_minute": 10**6, "burst": 10**6}),
+        "budget": ("budget:Budget", {"limits": [{"tokens": 10**9, "per": "month"}]}),
         "usage": ("usage:Usage", {"max_clients": 10_000}),
         "audit": ("audit:Audit", {"path": str(directory / "audit.jsonl"), "events": "data"}),
         "record": ("record:Record", {"directory": str(directory / "tapes")}),

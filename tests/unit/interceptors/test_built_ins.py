@@ -18,7 +18,7 @@ from interceptors.loader import load_interceptor
 
 FOLDER = Path(interceptors.__file__).parent
 BUILT_INS = (
-    "api_keys", "audit", "guard", "mcp_lists", "mcp_policy", "rate_limit", "record", "redact", "replay",
+    "api_keys", "audit", "budget", "budget_charge", "budget_limits", "guard", "mcp_lists", "mcp_policy", "rate_limit", "record", "redact", "replay",
 )  # fmt: skip
 MODULES = [
     *(f"interceptors.{name}" for name in BUILT_INS),
@@ -39,6 +39,10 @@ EXCEPTIONS = {
     "unescape": "text without knowledge of events; the readers of dialects share it",
     "error_format": "the one place that knows which dialects are JSON-RPC",
     "has_mirrors": "the one place that knows the revisions of MCP",
+    **dict.fromkeys(
+        ("AskedCall", "CallStream", "Metering", "ask_for_usage", "read_call"),
+        "the one reading of a call's tokens, shared with `usage`",
+    ),
     "StreamTail": "framing has one owner",
     "BodyEvent": "a filtered list that is a body must stay one before the hooks see it",
 }
@@ -77,6 +81,7 @@ def test_every_exception_is_in_use() -> None:
 KEY = "wk-ann-Zq3xV8"
 HASH = hash_key(KEY)
 KEYS = {"ann": HASH}
+LIMITS = [{"per": "day", "tokens": 1}]
 BAD_OPTIONS: dict[str, list[tuple[dict[str, Any], str]]] = {
     "api_keys": [
         ({"keys": {}}, "keys: must have at least one client"),
@@ -98,6 +103,9 @@ BAD_OPTIONS: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"keys": KEYS, "upstream_header": "Proxy-Authorization"}, "upstream_header: .* does not go upstream"),
         ({"keys": KEYS, "upstream_header": "Keep-Alive"}, "upstream_header: .* does not go upstream"),
         ({"keys": KEYS, "header": "Proxy-Authorization"}, "header: .* interceptors do not see it"),
+        ({"keys": KEYS, "teams": {"": ["ann"]}}, "teams: a team's name is empty"),
+        ({"keys": KEYS, "teams": {"red": ["bob"]}}, r"teams\.red\[0\]: 'bob' is not a client of `keys`"),
+        ({"keys": KEYS, "teams": {"red": ["ann"], "blue": ["ann"]}}, r"teams\.blue\[0\]: 'ann' is in the team 'red' already"),
         ({"keys": KEYS, "on_error": "skip"}, "on_error: unknown option `on_error`"),
     ],
     "audit": [
@@ -108,6 +116,23 @@ BAD_OPTIONS: dict[str, list[tuple[dict[str, Any], str]]] = {
             "Api-Key", "AUTHORIZATION", "cookie", "Proxy-Authorization", "Set-Cookie", "x-amz-security-token", "X-Api-Key",
             "X-Auth-Token", "X-Goog-Api-Key",
         )),
+    ],
+    "budget": [
+        ({}, "limits: missing"), ({"limits": []}, "limits: must have at least one"),
+        ({"limits": [{"tokens": 1}]}, r"limits\[0\]\.per: missing"),
+        ({"limits": [{"per": "day"}]}, r"limits\[0\]: expected exactly one of tokens, requests and cost"),
+        ({"limits": [{"per": "day", "tokens": 1, "requests": 1}]}, r"limits\[0\]: expected exactly one"),
+        ({"limits": [{"per": "day", "tokens": -1}]}, r"limits\[0\]\.tokens: expected a number from 0"),
+        ({"limits": [{"per": "day", "tokens": {}}]}, r"limits\[0\]\.tokens: the mapping is empty"),
+        ({"limits": [{"per": "day", "tokens": {"a": 1, "b": -1}}]}, r"limits\[0\]\.tokens\.b: expected a number"),
+        ({"limits": [{"per": "week", "tokens": 1}]}, r"limits\[0\]\.per: must be"),
+        ({"limits": [{"per": "day", "tokens": 1}, {"per": "day", "tokens": 2}]}, r"limits\[1\]: the same budget as limits\[0\]"),
+        ({"limits": [{"per": "day", "cost": 1}]}, r"limits\[0\]\.cost: requires `prices`"),
+        ({"limits": LIMITS, "prices": {"m": {"input": -1, "output": 1}}}, r"prices\.m\.input: expected a number"),
+        ({"limits": LIMITS, "prices": {"m": {"input": 1}}}, r"prices\.m\.output: missing"),
+        ({"limits": LIMITS, "time_zone": "Mars/Base"}, "time_zone: 'Mars/Base' is not in this machine's"),
+        ({"limits": LIMITS, "reserve_tokens": 0}, "reserve_tokens: expected a whole number"),
+        ({"limits": LIMITS, "on_store_error": "shut"}, "on_store_error: must be"),
     ],
     "guard": [
         ({"patterns": []}, "patterns: the list is empty"), ({"patterns": ["a", "("]}, r"patterns\[1\]: missing \)"),

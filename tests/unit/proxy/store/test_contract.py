@@ -123,6 +123,27 @@ async def test_windows(kind: str, servers: dict[str, StoreServer]) -> None:
             await one.spend(-1, [day])
 
 
+async def test_a_cancelled_reservation_is_released(
+    kind: str, servers: dict[str, StoreServer]
+) -> None:
+    async with workers(kind, servers) as (store,):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await store.reserve(50, [Window("ann/hour", 60, HOUR)])
+        with trio.fail_after(5):
+            while (await store.spend(0, [Window("ann/hour", 60, HOUR)])).states[0].reserved:
+                await trio.sleep(0.01)
+
+
+async def test_counters(kind: str, servers: dict[str, StoreServer]) -> None:
+    async with workers(kind, servers, 2) as (one, other):
+        assert await one.counts("hour") == {}
+        assert await one.count("hour", {"a": 2, "b b": 5}, keep_s=60, id="batch")
+        assert not await one.count("hour", {"a": 2, "b b": 5}, keep_s=60, id="batch")
+        assert await other.count("hour", {"a": 3}, keep_s=60)
+        assert await other.counts("hour") == {"a": 5, "b b": 5}
+
+
 async def test_the_next_window(kind: str, servers: dict[str, StoreServer]) -> None:
     """It begins at 0; a reservation counts where it was made; a sliding window counts the last one too."""
 
