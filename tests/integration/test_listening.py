@@ -140,7 +140,10 @@ async def sockets_of(proxy: Proxy) -> tuple[socket.socket, socket.socket]:
     """The upstream's and the client's socket of the one live exchange, once its stream is moved."""
     await until(lambda: any(item._progress.relay is not None for item in proxy.worker.live))
     (exchange,) = proxy.worker.live
-    return exchange._progress.relay.body.connection.sock, exchange._stream._connection.sock
+    return (
+        exchange._progress.relay.body.connection.sock,
+        exchange._stream._connection.transport.sock,
+    )
 
 
 @pytest.mark.parametrize(
@@ -174,7 +177,7 @@ async def test_peers_are_probed(serve: Serve, certificates: Certificates) -> Non
         assert (probes(upstream), probes(client)) == ((60, 15, 4), (60, 15, 4))
         (exchange,) = rig.proxy.worker.live
         assert exchange._stream._connection is not None
-        exchange._stream._connection.limit_send(8)
+        exchange._stream._connection.transport.limit_send(8)
         assert probes(client) == (4, 1, 4)
 
 
