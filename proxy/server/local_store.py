@@ -66,7 +66,7 @@ class LocalStore:
             self._become_server(parent)
         self._started_at = time.monotonic()
         while time.monotonic() < self._started_at + _START_S and not self._listens():
-            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            if self._has_ended():
                 return  # the supervisor reaps it
             time.sleep(0.005)
 
@@ -94,6 +94,11 @@ class LocalStore:
                     else:
                         time.sleep(0.005)
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _has_ended(self) -> bool:
+        if not hasattr(os, "waitid"):  # macOS before Python 3.13
+            return False
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def _listens(self) -> bool:
         with socket.socket(socket.AF_UNIX) as sock:
