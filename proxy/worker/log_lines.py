@@ -14,6 +14,8 @@ import traceback
 from collections.abc import MutableMapping
 from typing import Any
 
+import msgspec
+
 from interceptors import InterceptorError
 from interceptors.errors import HookTooSlow, Misused
 
@@ -112,7 +114,14 @@ def is_object(line: str) -> bool:
 
 
 def render_json(event: Event) -> str:
-    return json.dumps(event, default=_jsonable, allow_nan=False)
+    try:
+        line = msgspec.json.encode(event, enc_hook=_jsonable)
+    except Exception:
+        line = b"\xff"
+    if line.isascii():
+        return line.decode("ascii")
+    # Its escapes keep control characters beyond ASCII, and halves of surrogates, out of a terminal.
+    return json.dumps(event, default=_jsonable, allow_nan=False, separators=(",", ":"))
 
 
 def _jsonable(value: object) -> object:

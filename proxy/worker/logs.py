@@ -101,9 +101,16 @@ class _Output:
         return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
+_second, _text_of_second = -1, ""
+
+
 def _now() -> str:
+    global _second, _text_of_second
     seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{nanoseconds // 1000:06d}Z"
+    if seconds != _second:
+        _text_of_second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+        _second = seconds
+    return f"{_text_of_second}.{nanoseconds // 1000:06d}Z"
 
 
 output = _Output()
