@@ -44,7 +44,7 @@ from .budget_limits import (
 )
 from .dialects import TextDelta, ToolCallDelta
 from .errors import refuse_options
-from .metering import AskedCall, CallStream, Metering, ask_for_usage, read_call
+from .metering import AskedCall, CallStream, Metering, ask_for_usage, cut_name, read_call
 from .rate_limit import add_fields, limit_fields
 
 __all__ = ["Budget"]
@@ -112,7 +112,9 @@ class Budget(Metering):
         if request.is_preflight:
             return None
         asked = read_call(request) if self.wants_body else None
-        model = asked.model.lower() if asked is not None and isinstance(asked.model, str) else "-"
+        model = "-"
+        if asked is not None and isinstance(asked.model, str):
+            model = cut_name(asked.model).lower()
         try:
             places = await self._places(request, model, is_call=asked is not None)
             charge = Charge(0, first_match(self._prices, model))
@@ -158,7 +160,7 @@ class Budget(Metering):
         charge: Charge | None = context.state.get(self._state_key)
         if charge is None or not self._reads_tokens or context.method != "POST":
             return None
-        charge.is_read = True
+        charge.is_read.set()
         return _BudgetStream(self, charge, context)
 
     async def _places(self, request: Request, model: str, *, is_call: bool) -> list[Place]:
@@ -267,9 +269,9 @@ class Budget(Metering):
     async def _hold(self, charge: Charge) -> None:
         """Settle at the end of the exchange what no stream will."""
         try:
-            await trio.sleep_forever()
+            await charge.is_read.wait()  # a long stream keeps no task
         finally:
-            if not charge.is_read:
+            if not charge.is_read.is_set():
                 # The upstream has answered with something that is not an answer of a model.
                 is_answer = 200 <= charge.status < 300
                 self._settle_soon(charge, Use(plain=charge.input_estimate if is_answer else 0))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
+import trio
 
 from interceptors import Reservation, Window
 
@@ -56,7 +57,7 @@ class Charge:
     held: list[tuple[Reservation, list[Place]]] = field(default_factory=list)
     status: int = 0
     """Of the upstream's response; 0 without one."""
-    is_read: bool = False
+    is_read: trio.Event = field(default_factory=trio.Event)
     """A stream settles it."""
     is_settled: bool = False
 

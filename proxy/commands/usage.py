@@ -61,8 +61,8 @@ def run_usage(file: str, columns: Sequence[str], since_s: float, form: str) -> s
         raise ConfigError(f'{file}: no interceptor has "use: usage", so nothing is summed')
     if config.store.url is None:
         raise ConfigError(
-            f"{file}: the sums are in the memory of the running proxy: set store.url to keep them "
-            "in a server, such as valkey://127.0.0.1"
+            f"{file}: without store.url only the running proxy has the sums: set it to keep them in "
+            "a server, such as valkey://127.0.0.1"
         )
     rows = trio.run(_read, config, names, columns, since_s)
     if isinstance(rows, StoreUnavailable):
