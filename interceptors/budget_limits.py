@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from fnmatch import fnmatchcase
 from typing import Literal, TypeVar
 from zoneinfo import ZoneInfo
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 MILLION = 1_000_000
 _HOUR_S = 3600.0
-_MOST = 10**15  # what a double still counts exactly, in millionths of a thousandth
+_MOST = 10**15  # in millionths: an exact double
 _UNITS: tuple[Literal["tokens", "requests", "cost"], ...] = ("tokens", "requests", "cost")
 
 
@@ -121,6 +121,8 @@ def period_at(per: str, now: float, zone: tzinfo) -> Period:
 
 def zone_of(name: str) -> tzinfo | None:
     """A time zone; None if it is unknown."""
+    if name == "UTC":
+        return UTC  # also on a machine without a time zone database
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):  # ZoneInfoNotFoundError is a KeyError

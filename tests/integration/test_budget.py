@@ -167,8 +167,9 @@ async def test_a_budget_for_half_of_200_streams(opens: Any, tmp_path: Path) -> N
             async def stream() -> None:
                 answer = await ask(port, call("held"))
                 statuses[answer.status] += 1
-                if answer.status == 200:
-                    assert answer.complete
+                assert answer.complete
+                # What only running requests leave no room for is soon free.
+                assert answer.all("retry-after") == ([b"5"] if answer.status == 429 else [])
                 if statuses[429] == 100:
                     model.go.set()
 
@@ -270,6 +271,7 @@ ENDINGS: dict[str, tuple[Any, str, list[int], str]] = {
     "whole": (streaming(text("Hi"), STOP, used(7, 2), b"data: [DONE]\n\n"), "", [9], CHAT),
     "no stream": (answering(USED), "", [13], CHAT),
     "the client leaves": (streaming(text("1234"), text("567"), ends=False), "567", [INPUT, 2], CHAT),
+    "the client leaves at the end": (streaming(text("x" * 40), STOP + used(7, 2), ends=False), '"stop"', [9], CHAT),
     "the client leaves in silence": (silent, "nothing", [], CHAT),
     "the upstream breaks off": (cut, "", [INPUT, 2], CHAT),
     "no report": (streaming(text("1234"), STOP, b"data: [DONE]\n\n"), "", [INPUT, 1], CHAT),
@@ -400,25 +402,29 @@ async def test_a_soft_limit_counts_and_a_refusal_keeps_nothing() -> None:
     model = Model()
     model.answers = {"m": streaming(text("Hi"), STOP, used(7, 2))}
     limits = (
-        "{requests: 2, per: day}, {by: route, tokens: 5000, per: hour}, "
+        "{requests: 3, per: day}, {by: route, tokens: 5000, per: hour}, "
+        "{by: model, tokens: {big: 0, none: 1, '*': 5000}, per: hour}, "
         "{tokens: 10, per: hour, soft: true}"
     )
     async with open_upstream(model.serve) as upstream:
         config = configured(upstream.url, limits).replace("level: error", "level: warning")
         async with open_proxy(parse_config(config)) as proxy:
             with capture_logs() as logs:
+                # Without room for tokens no request is counted; what exceeds an unused budget passes.
+                first = [(await ask(proxy.port, call(name))).status for name in ("big", "none")]
                 answers = [await ask(proxy.port, call("m")) for _ in range(4)]
             page, spent = "", 'spent_total{interceptor="budget",limit="route/tokens/hour"} 18.0'
             with trio.fail_after(5):
                 while spent not in page:
                     page = (await fetch(proxy.port, "/metrics")).body.decode()
+    assert first == [429, 400]
     assert [answer.status for answer in answers] == [200, 200, 429, 429]
     assert [left(answer, "requests") for answer in answers] == [1, 0, 0, 0]
     assert (
         'weirpool_budget_refused_total{interceptor="budget",limit="all/requests/day"} 2.0' in page
     )
     assert (
-        'weirpool_budget_over_total{interceptor="budget",limit="all/tokens/hour/soft"} 2.0' in page
+        'weirpool_budget_over_total{interceptor="budget",limit="all/tokens/hour/soft"} 3.0' in page
     )
     over = [line for line in logs if line["event"] == "budget_over"]
     assert over[0]["limit"] == "all/tokens/hour/soft"
@@ -461,7 +467,7 @@ async def answer_none(peer: Peer) -> None:
 
 
 async def test_the_sums_of_all_workers(tmp_path: Path) -> None:
-    """`weirpool usage` prints what the workers have counted, also a worker that ended."""
+    """`weirpool usage` prints what the workers have counted, also while the store was away."""
     model, server = Model(), StoreServer()
     model.answers = {
         name: streaming(
@@ -480,7 +486,14 @@ async def test_the_sums_of_all_workers(tmp_path: Path) -> None:
             store=store,
         )
         async with with_workers(config, tmp_path) as port:
-            for name in ("big", "big", "small"):
+            server.stop()
+            await ask(port, call("big"))
+            failures = rb'weirpool_store_failures_total{kind="\w+"} [1-9]'
+            with trio.fail_after(10):
+                while not re.search(failures, (await fetch(port, "/metrics")).body):
+                    await trio.sleep(0.05)
+            server.start()
+            for name in ("big", "small"):
                 assert (await ask(port, call(name))).complete
             rows: list[Any] = []
             with trio.move_on_after(10):
