@@ -5,7 +5,9 @@ what ends a stream, what ends the connection, and what is bounded. Another strea
 
 from __future__ import annotations
 
+import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import groupby
@@ -20,6 +22,7 @@ from support.proxy import Proxy, limit_send_buffers, open_proxy, serve_plainly
 from support.upstream import Peer, Upstream, open_upstream
 
 from proxy.downstream import client_connections
+from proxy.downstream.transport import TlsTransport, Transport
 from proxy.server.app import create_app
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -550,3 +553,30 @@ async def test_a_full_socket_holds_streams_in_turns(
             assert DATA in kinds[kinds.index(PING) :]
             await until(lambda: wire.ends.get(1))
             assert wire.ends[1] == 2
+
+
+async def test_a_client_that_vanishes_between_read_and_write_harms_no_other(
+    serving: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to its PING shows that it has left, and its request is in the same read."""
+    async with serving() as (proxy, _), open_wire(proxy) as wire:
+        async with open_wire(proxy, PREFACE, settings(4, 9), live=False) as other:
+            await until(lambda: (SETTINGS, ACK, 0, b"") in other.frames)
+            receive = Transport.receive
+
+            def lose(transport: Transport, max_bytes: int) -> bytes | None:
+                data = receive(transport, max_bytes)
+                if data and b"/lost" in data:
+                    sock = getattr(other.stream, "transport_stream", other.stream).socket
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    sock.close()
+                return data
+
+            for kind in (Transport, TlsTransport):
+                receive = kind.receive
+                monkeypatch.setattr(kind, "receive", lose)
+            ping = frame(PING, 0, 0, bytes(8))
+            await other.stream.send_all(ping + head(request(path="/lost"), stream=1))
+            await until(lambda: len(client_connections) == 1)
+        await wire.lives()
+        assert await wire.ask(3) == 200

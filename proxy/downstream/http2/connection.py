@@ -128,6 +128,7 @@ class Http2Connection:
                     self.lose()
         finally:
             client_connections.leave(self)
+            self.output.nursery = None  # closed: no task can send what the socket does not accept
             self._close(frames.NO_ERROR)
             del self._input, self.output  # break the reference cycles
 
@@ -184,15 +185,16 @@ class Http2Connection:
             return
         try:
             requests = self._input.handle(data)
+            self.output.flush()
+            for stream in requests:
+                if not self.output.lost:  # sending may show that the client has left
+                    self._start(stream)
         except ConnectionBroken as broken:
             self._goodbye = broken.code, str(broken)
         except Exception as error:  # it must not end the hub
             structlog.get_logger("proxy").error("internal_error", exc_info=error)
             self._goodbye = frames.INTERNAL_ERROR, ""
         else:
-            self.output.flush()
-            for stream in requests:
-                self._start(stream)
             return
         self._news.wake()
 
