@@ -51,6 +51,9 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def of(self, name: str) -> int | None:
         """The limit for a name: tokens, requests, or millionths of the currency. None: no limit."""
         given = getattr(self, self.unit)
+        if isinstance(given, Mapping):
+            # A model's name is in lower case, also if the configuration has it as it is sold.
+            given = {glob.lower() if self.by == "model" else glob: n for glob, n in given.items()}
         amount = first_match(given, name) if isinstance(given, Mapping) else given
         return None if amount is None else round(amount * (MILLION if self.unit == "cost" else 1))
 

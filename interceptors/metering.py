@@ -7,6 +7,7 @@ and the last interceptor that counts hides the report from a client that did not
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,13 +62,18 @@ def cut_name(text: str) -> str:
 def read_call(request: Request) -> AskedCall | None:
     """What a POST to a model asks for; None for other requests. Needs the body.
 
-    A body that is no JSON object asks for nothing: the upstream decides.
+    A body that is no JSON object asks for nothing: the upstream decides. JSON is read as lenient
+    servers read it: with NaN, lone surrogates, a BOM, or in UTF-16.
     """
     if request.method != "POST" or not readers_for(request.dialect, request.path):
         return None
     try:
         return msgspec.json.decode(request.body, type=AskedCall)
     except (msgspec.DecodeError, RecursionError):
+        pass
+    try:
+        return msgspec.convert(json.loads(request.body), AskedCall)
+    except (ValueError, RecursionError):
         return AskedCall()
 
 
@@ -79,7 +85,10 @@ def ask_for_usage(request: Request, asked: AskedCall) -> None:
     if asked.stream is not True or not is_chat(request.path):
         return
     if options is None or (isinstance(options, dict) and options.get("include_usage") is not True):
-        fields = msgspec.json.decode(request.body, type=dict[str, msgspec.Raw])
+        try:
+            fields = msgspec.json.decode(request.body, type=dict[str, msgspec.Raw])
+        except msgspec.DecodeError:  # only lenient servers read it
+            return
         fields["stream_options"] = msgspec.Raw(
             msgspec.json.encode({**(options or {}), "include_usage": True})
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 from .parts import Tokens
 
-__all__ = ["COUNTS", "merge_counts", "read_counts"]
+__all__ = ["COUNTS", "merge_counts", "read_counts", "read_number"]
 
 COUNTS = ("input", "output", "cached", "cache_written", "reasoning")
 """The names of the counts, as in `Usage`."""
@@ -55,7 +55,7 @@ def read_counts(usage: dict[str, Any]) -> dict[str, Tokens]:
             value: Any = usage
             for name in place:
                 value = value.get(name) if isinstance(value, dict) else None
-            tokens = _number(value)
+            tokens = read_number(value)
             if tokens is not None and not counts.get(kind):
                 counts[kind] = tokens
     return counts
@@ -70,7 +70,7 @@ def merge_counts(counts: dict[str, Tokens], later: Mapping[str, Tokens | None]) 
             counts[kind] = tokens
 
 
-def _number(value: Any) -> Tokens | None:
+def read_number(value: Any) -> Tokens | None:
     """A count: a whole number, or a float, or digits in a string. None for anything else."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 17:
         value = int(value)

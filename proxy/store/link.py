@@ -240,7 +240,7 @@ class Link:
 
     def _pushed(self, push: Push) -> None:
         if len(push) == 3 and push[0] == b"message":
-            self.on_message(push[1].decode(), push[2])
+            self.on_message(push[1].decode("utf-8", "surrogatepass"), push[2])
 
 
 def _reason(error: BaseException) -> tuple[str, str]:

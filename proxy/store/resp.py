@@ -41,10 +41,10 @@ class _Incomplete(Exception):
 
 
 def encode(command: tuple[bytes | str | int, ...]) -> bytes:
-    """Encode a command: an array of bulk strings. Text is encoded as UTF-8."""
+    """Encode a command: an array of bulk strings. Text is encoded as UTF-8, lone surrogates too."""
     parts = [b"*%d\r\n" % len(command)]
     for item in command:
-        data = item if isinstance(item, bytes) else str(item).encode()
+        data = item if isinstance(item, bytes) else str(item).encode("utf-8", "surrogatepass")
         parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(parts)
 

@@ -253,7 +253,7 @@ class ValkeyEngine:
                 if isinstance(answer, dict)
                 else zip(*[iter(answer)] * 2, strict=True)
             )
-            return {name.decode(): int(number) for name, number in pairs}
+            return {name.decode("utf-8", "surrogatepass"): int(number) for name, number in pairs}
         except (TypeError, ValueError, AttributeError):
             raise self.link.broken("the store's answer makes no sense") from None
 

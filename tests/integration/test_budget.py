@@ -460,6 +460,35 @@ async def test_a_calendar_day_in_a_time_zone(tmp_path: Path) -> None:
     assert (began + reset_s + 20_700 + 60) % 86400 < 120
 
 
+async def test_no_spelling_evades_a_budget(tmp_path: Path) -> None:
+    """Bodies that lenient servers read are counted for their model, with the most they may use."""
+    lenient = [
+        '{"model":"gpt-9","n":NaN,%s}', '\ufeff{"model":"GPT-9",%s}', '{"user":"\\ud800","model":"Gpt-9",%s}',
+        '{"max_tokens":1,"max_completion_tokens":300,"model":"gpt-9","n":"2","stream":true,%s}',
+        '{"max_tokens":"300","n":2.0,"model":"gpt-9","max_output_tokens":1,%s}',
+    ]  # fmt: skip
+    bodies = [(text % '"stop":[]').encode() for text in lenient]
+    bodies += [bodies[0].decode().encode("utf-16"), b'{"model":"\\ud800","n":200}']
+    reserved = [77, 77, 77, 154, 154, 77, 200 * 77]
+    limit = "{by: model, tokens: {'GPT-*': 50000, '[?]': 50000}, per: day}"
+    server = StoreServer()
+    async with server.running(), open_upstream(answer_none) as upstream:
+        config = configured(
+            upstream.url,
+            limit,
+            options=", reserve_tokens: 77",
+            store=f"{{url: '{server.url}', timeout: 5}}",
+        )
+        async with in_memory(config, tmp_path) as port:
+            for body, output in zip(bodies, reserved, strict=True):
+                await server.ask("FLUSHALL")
+                answer = await ask(port, body)
+                assert (answer.status, left(answer)) == (200, 50000 - estimate_body(body) - output)
+            names = await server.ask("KEYS weirpool:w:*")
+            assert names.endswith(b"day/?\r\n"), names
+            assert b"weirpool_store_up 1.0" in (await fetch(port, "/metrics")).body
+
+
 async def answer_none(peer: Peer) -> None:
     while True:
         await peer.request()
