@@ -71,12 +71,17 @@ class ClientConnections:
             self.closed_new += 1
             connection.close_idle()
             return
-        if (
-            connection.fileno() >= _most_files() - _SPARE_FILES
-        ):  # the lowest free one: all others are in use
+        if not self.has_room(connection.fileno()):
             self.make_room()
         self._open.add(connection)
         self._unused[connection] = None
+
+    def has_room(self, fd: int, ahead: int = 0) -> bool:
+        """Whether no idle connection must be closed for one with this descriptor; `ahead` more are
+        accepted, and not registered yet.
+        """
+        # A new descriptor is the lowest free one: all below it are in use.
+        return fd < _most_files() - _SPARE_FILES and len(self._open) + ahead < self.limit
 
     def set_busy(self, connection: Closable) -> None:
         """Note that the head of a request has arrived."""

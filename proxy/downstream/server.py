@@ -60,7 +60,7 @@ class ServerConfig(Config):
         one a pass of its loop, which costs three times as much.
         """
         for listener in self.listeners:
-            for _ in range(_AT_ONCE):
+            for taken in range(1, _AT_ONCE):
                 try:
                     sock, _ = listener.accept()
                 except OSError:  # none waits, or no descriptor is free: Trio handles that
@@ -68,6 +68,8 @@ class ServerConfig(Config):
                 with suppress(OSError):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 yield sock
+                if not client_connections.has_room(sock.fileno(), taken + 1):
+                    return
 
     def close_listeners(self) -> None:
         """Accept no more connections here. Safe to call again."""
