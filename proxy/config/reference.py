@@ -1,7 +1,7 @@
 """The configuration's reference, generated from the typed settings: JSON Schema and Markdown.
 
 Types, ranges and defaults come from the types of `schema`, meanings from the docstrings of its
-fields. `weirpool schema` prints both forms. The module reads `schema`'s source, so no other module
+fields. `weirpool schema` prints both forms. The module reads their source, so no other module
 imports it at run time.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import msgspec.inspect as mi
 
-from . import schema
+from . import process, schema
 from .schema import Config
 
 __all__ = ["json_schema", "reference_page"]
@@ -54,7 +54,8 @@ The options of the built-in interceptors are on their own pages: [redact](builti
 def _meanings() -> dict[str, dict[str, str]]:
     """The docstring of each field, by class and name."""
     found: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(schema)).body:
+    source = inspect.getsource(process) + inspect.getsource(schema)
+    for node in ast.parse(source).body:
         if not isinstance(node, ast.ClassDef):
             continue
         fields = found[node.name] = {}

@@ -1,19 +1,33 @@
 """The shape of the configuration: frozen typed settings with their defaults and their meaning.
 
 The docstring of a field is the only text about its key: `reference` turns it into
-the JSON Schema and docs/configuration.md. Unknown keys are forbidden. This module reads no file and
-checks nothing that involves two keys (`checks`).
+the JSON Schema and docs/configuration.md. Unknown keys are forbidden. The settings of the process are
+in `process`. This module reads no file and checks nothing that involves two keys (`checks`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta
 
-from interceptors import OnStoreError
+from .fields import (
+    BYTES,
+    LEAST_SECRET,
+    AffinityMode,
+    Count,
+    Dialect,
+    Header,
+    LeakDetection,
+    Method,
+    Name,
+    Seconds,
+    Settings,
+    form,
+    in_order,
+)
+from .process import Admin, Drain, Log, Reporting, Store
 
 __all__ = [
     "LEAST_SECRET",
@@ -40,42 +54,7 @@ __all__ = [
 ]
 
 
-def _form(form: str, fix: Callable[[str], str] | None = None) -> dict[str, Any]:
-    """For `Meta(pattern=...)`: the text after "must" in an error, and a function that corrects a
-    value.
-    """
-    return {"form": form, "fix": fix}
-
-
-def _in_order(choices: Any) -> Meta:
-    """The choices in source order for error messages; msgspec sorts them."""
-    return Meta(extra={"choices": get_args(choices)})
-
-
-Dialect = Literal["openai", "anthropic", "mcp", "generic", "abort"]
-AffinityMode = Literal["auto", "table", "id"]
-LocalStore = Literal["auto", "off"]
-LeakDetection = Literal["none", "sampled", "paranoid"]
-LogFormat = Literal["json", "console"]
-LogLevel = Literal["debug", "info", "warning", "error"]
-_BYTES = {"unit": "bytes"}
-LEAST_SECRET = 32
-"""Characters of `secret`."""
-Name = Annotated[str, Meta(min_length=1)]
-Seconds = Annotated[float, Meta(gt=0, le=31_536_000, extra={"unit": "seconds"})]
-Duration = Annotated[float, Meta(ge=0, le=31_536_000, extra={"unit": "seconds"})]
-Count = Annotated[int, Meta(ge=1)]
-Header = dict[str, str]
-Method = Annotated[
-    str, Meta(pattern=r"^[A-Z]+\Z", extra=_form("be a method in capitals, such as GET", str.upper))
-]
-
-
-class _Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    pass
-
-
-class HeaderRules(_Settings, frozen=True):
+class HeaderRules(Settings, frozen=True):
     """Request headers that the proxy sets and removes after the last interceptor."""
 
     set: Header = {}
@@ -84,17 +63,17 @@ class HeaderRules(_Settings, frozen=True):
     """Names of headers to remove."""
 
 
-class SessionAffinity(_Settings, frozen=True):
+class SessionAffinity(Settings, frozen=True):
     """How requests of an MCP session find the endpoint that made it."""
 
-    mode: Annotated[AffinityMode, _in_order(AffinityMode)] = "auto"
+    mode: Annotated[AffinityMode, in_order(AffinityMode)] = "auto"
     """`table`: each worker remembers the endpoints of its sessions. `id`: the session id that the
     client gets names the endpoint, signed with `secret`; every worker and every server with this
     secret can read it. `auto`: `id` with several workers or a `secret`, else `table`.
     """
 
 
-class Upstream(_Settings, frozen=True):
+class Upstream(Settings, frozen=True):
     """A server, or several equivalent servers, that requests are forwarded to."""
 
     name: Name
@@ -128,7 +107,7 @@ class Upstream(_Settings, frozen=True):
         return any(url.lower().startswith("https:") for url in self.endpoints)
 
 
-class Timeouts(_Settings, frozen=True):
+class Timeouts(Settings, frozen=True):
     """Deadlines of an exchange. null: no deadline."""
 
     connect: Seconds | None = 10
@@ -147,14 +126,14 @@ class Timeouts(_Settings, frozen=True):
     """The whole exchange, retries and reconnections included."""
 
 
-class Limits(_Settings, frozen=True):
+class Limits(Settings, frozen=True):
     """Bounds on what one client or one event can use."""
 
-    max_event_bytes: Annotated[int, Meta(ge=64, extra=_BYTES)] = 1048576
+    max_event_bytes: Annotated[int, Meta(ge=64, extra=BYTES)] = 1048576
     """The largest event, or JSON body, that interceptors can see. Without interceptors events of
     any size pass.
     """
-    max_request_body_bytes: Annotated[int, Meta(ge=0, extra=_BYTES)] = 16777216
+    max_request_body_bytes: Annotated[int, Meta(ge=0, extra=BYTES)] = 16777216
     """The largest request body; a larger one gets 413. With `dialect: mcp` the default is
     4194304.
     """
@@ -168,7 +147,7 @@ class Limits(_Settings, frozen=True):
     """
 
 
-class Heartbeat(_Settings, frozen=True):
+class Heartbeat(Settings, frozen=True):
     """Comment lines that keep a silent event stream open."""
 
     interval: Seconds | None = None
@@ -179,7 +158,7 @@ class Heartbeat(_Settings, frozen=True):
     """
 
 
-class Reconnect(_Settings, frozen=True):
+class Reconnect(Settings, frozen=True):
     """Resumption of an event stream whose upstream connection broke."""
 
     enabled: bool = False
@@ -192,7 +171,7 @@ class Reconnect(_Settings, frozen=True):
     """The longest wait: each attempt doubles the wait up to this."""
 
 
-class Retry(_Settings, frozen=True):
+class Retry(Settings, frozen=True):
     """Attempts after a request failed before any response head arrived."""
 
     max_attempts: Count = 2
@@ -201,7 +180,7 @@ class Retry(_Settings, frozen=True):
     """The share of a route's requests that can be retries."""
 
 
-class Health(_Settings, frozen=True):
+class Health(Settings, frozen=True):
     """When an endpoint is ejected (taken out of service), and when it returns."""
 
     consecutive_failures: Count = 5
@@ -220,16 +199,16 @@ class Health(_Settings, frozen=True):
     """The time between two checks of an endpoint, and the deadline of a check."""
 
 
-class Route(_Settings, frozen=True):
+class Route(Settings, frozen=True):
     """Which requests go to which upstream, through which interceptors."""
 
-    path: Annotated[str, Meta(pattern="^/", extra=_form('start with "/"', lambda text: f"/{text}"))]
+    path: Annotated[str, Meta(pattern="^/", extra=form('start with "/"', lambda text: f"/{text}"))]
     """The path prefix. Matches whole segments, in any case; the longest match wins."""
     upstream: str
     """The name of an upstream."""
     interceptors: list[str] = []
     """Names of interceptors, in the order in which they run."""
-    dialect: Annotated[Dialect, _in_order(Dialect)] = "generic"
+    dialect: Annotated[Dialect, in_order(Dialect)] = "generic"
     """What answers mean and how errors look. `abort` is `generic` without error events."""
     timeouts: Annotated[dict[str, Any], Meta(extra={"record": Timeouts})] = {}
     """Overrides of `reverse_proxy.timeouts`, key by key."""
@@ -255,16 +234,16 @@ class Route(_Settings, frozen=True):
     """
 
 
-class BufferPoolSize(_Settings, frozen=True):
+class BufferPoolSize(Settings, frozen=True):
     """The buffers of one pool."""
 
-    size: Annotated[int, Meta(ge=1024, le=16777216, extra=_BYTES)]
+    size: Annotated[int, Meta(ge=1024, le=16777216, extra=BYTES)]
     """The size of a buffer."""
     max_pooled: Annotated[int, Meta(ge=0)]
     """Idle buffers to keep."""
 
 
-class BufferPools(_Settings, frozen=True):
+class BufferPools(Settings, frozen=True):
     """The pools that a worker borrows its buffers from."""
 
     sse_event: BufferPoolSize = BufferPoolSize(size=4096, max_pooled=1000)
@@ -272,7 +251,7 @@ class BufferPools(_Settings, frozen=True):
     json: BufferPoolSize = BufferPoolSize(size=8192, max_pooled=500)
 
 
-class ReverseProxy(_Settings, frozen=True):
+class ReverseProxy(Settings, frozen=True):
     """Upstreams, routes, and the defaults of routes."""
 
     upstreams: list[Upstream]
@@ -298,13 +277,13 @@ class ReverseProxy(_Settings, frozen=True):
     """Addresses or networks of proxies whose `Forwarded` and `X-Forwarded-*` headers are
     believed.
     """
-    leak_detection: Annotated[LeakDetection, _in_order(LeakDetection)] = "none"
+    leak_detection: Annotated[LeakDetection, in_order(LeakDetection)] = "none"
     """For which buffer leases to record the place in the code: `none`, `sampled` (some) or
     `paranoid` (all).
     """
 
 
-class InterceptorEntry(_Settings, frozen=True):
+class InterceptorEntry(Settings, frozen=True):
     """A configured interceptor."""
 
     name: Name
@@ -317,94 +296,7 @@ class InterceptorEntry(_Settings, frozen=True):
     """The options of the class."""
 
 
-class Reporting(_Settings, frozen=True):
-    """The periodic report of the buffer pools in the log."""
-
-    interval: Seconds = 60
-    """The time between two reports."""
-
-
-class Drain(_Settings, frozen=True):
-    """What happens after SIGTERM."""
-
-    timeout: Duration = 30
-    """How long live exchanges can continue once the listeners are closed."""
-    delay: Duration = 0
-    """How long listeners stay open while `/readyz` already answers 503."""
-
-
-class Store(_Settings, frozen=True):
-    """State that workers and machines share: limits, budgets, sessions, logs."""
-
-    url: str | None = None
-    """The server, Valkey or Redis 7.0 or newer: `valkey://[user:password@]host[:port][/database]`,
-    `valkeys://` for TLS (`redis://` and `rediss://` mean the same), or `unix:///path`. null: in
-    memory, see `local`.
-    """
-    username: str | None = None
-    """The user (ACL), if the URL names none."""
-    password: str | None = None
-    """The password, if the URL has none."""
-    ca_file: str | None = None
-    """A PEM file of CA certificates to verify the server with. null: the system's. A relative path
-    starts at the configuration's directory.
-    """
-    prefix: str = "weirpool:"
-    """The beginning of every key and channel. Proxies with the same prefix share their state."""
-    timeout: Annotated[float, Meta(gt=0, le=30, extra={"unit": "seconds"})] = 0.25
-    """The longest wait for an answer of the store."""
-    on_error: Annotated[OnStoreError, _in_order(OnStoreError)] = "local"
-    """What limits do while the store is away. `local`: each worker counts alone, with its share of
-    the limit. `open`: everything is allowed. `closed`: requests that need the store get 503.
-    """
-    local: Annotated[LocalStore, _in_order(LocalStore)] = "auto"
-    """With several workers and no `url`. `auto`: they share a `valkey-server` or `redis-server` that
-    the supervisor starts, if one is on PATH. `off`: each worker counts alone, with its share.
-    """
-
-
-class Admin(_Settings, frozen=True):
-    """The pages `/metrics`, `/healthz`, `/readyz` and `/status`."""
-
-    prefix: Annotated[
-        str,
-        Meta(
-            pattern=r"^(/.*[^/])?\Z",
-            extra=_form(
-                'be empty, or start with "/" and not end with "/"',
-                lambda text: f"/{text.strip('/')}",
-            ),
-        ),
-    ] = ""
-    """The path before the pages."""
-    port: Annotated[int, Meta(ge=1, le=65535)] | None = None
-    """A separate port for the pages, of all workers. null: the pages are on the proxy's port and
-    shadow an upstream's.
-    """
-    host: Annotated[
-        str,
-        Meta(
-            pattern=r"^[0-9A-Fa-f.:]+\Z",
-            extra=_form("be an IP address, such as 127.0.0.1", {"localhost": "127.0.0.1"}.get),
-        ),
-    ] = "127.0.0.1"
-    """The address that `port` listens on."""
-    hosts: list[str] = []
-    """Host headers for which `port` serves `/metrics` and `/status`, besides addresses and
-    `localhost`.
-    """
-
-
-class Log(_Settings, frozen=True):
-    """The log on standard error."""
-
-    format: Annotated[LogFormat, _in_order(LogFormat)] = "json"
-    """`json`: one JSON object a line. `console`: for a terminal."""
-    level: Annotated[LogLevel, _in_order(LogLevel)] = "info"
-    """The least severe level that is logged. `debug` can log content of requests and answers."""
-
-
-class Config(_Settings, frozen=True):
+class Config(Settings, frozen=True):
     """The whole configuration."""
 
     reverse_proxy: ReverseProxy

@@ -140,11 +140,7 @@ async def on_request(ctx: ExchangeContext, length: bytes | None) -> OutgoingRequ
         if answer is not None:
             await _address(ctx, request, answer, length)
         else:
-            replaced = request is not None and request.body_replaced
-            _check_length(ctx, length, collects=chain.wants_body and not replaced)
-            if not replaced and (not length or not (body := ctx.body.take_whole())):
-                expects_continue = _upstream_asks(ctx, request)
-                body, length = await _open_body(ctx, length, asks=not expects_continue)
+            body, length, expects_continue = await _body_for_upstream(ctx, request, length)
         ctx.watch_client()
     if answer is None and request is not None and (chain.wants_body or request.body_replaced):
         if chain.wants_body:
@@ -155,6 +151,23 @@ async def on_request(ctx: ExchangeContext, length: bytes | None) -> OutgoingRequ
     if answer is not None:
         return answer
     return OutgoingRequest(request, body, length, expects_continue)
+
+
+async def _body_for_upstream(
+    ctx: ExchangeContext, request: Request | None, length: bytes | None
+) -> tuple[Body, bytes | None, bool]:
+    """The body that arrives, its length as far as it is known, and whether the upstream asks for
+    it. Raises `RequestRefused`.
+    """
+    replaced = request is not None and request.body_replaced
+    _check_length(ctx, length, collects=ctx.route.chain.wants_body and not replaced)
+    if replaced:
+        return b"", length, False
+    if length and (whole := ctx.body.take_whole()):
+        return whole, length, False
+    upstream_asks = _upstream_asks(ctx, request)
+    body, length = await _open_body(ctx, length, asks=not upstream_asks)
+    return body, length, upstream_asks
 
 
 def _own_answer(ctx: ExchangeContext) -> Response | None:

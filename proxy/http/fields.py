@@ -52,7 +52,8 @@ def are_trailers(fields: Fields) -> bool:
     return _are_valid(fields) and not any(map(_is_of_connection, fields))
 
 
-def _read(fields: Fields, ended: bool) -> RequestHead:
+def _split(fields: Fields) -> tuple[dict[bytes, bytes], Fields]:
+    """The pseudo-fields, and the others. Raises `RequestRefused`."""
     if sum([len(name) + len(value) + _LINE_BYTES for name, value in fields]) > MAX_HEAD_BYTES:
         raise RequestRefused(
             431, "head_too_large", f"the request's head is longer than {MAX_HEAD_BYTES} bytes"
@@ -64,6 +65,11 @@ def _read(fields: Fields, ended: bool) -> RequestHead:
     headers = fields[count:]
     if len(pseudo) != count or not pseudo.keys() <= _PSEUDO:
         raise _malformed("a pseudo-header field twice, or an unknown one")
+    return pseudo, headers
+
+
+def _read(fields: Fields, ended: bool) -> RequestHead:
+    pseudo, headers = _split(fields)
     read = [field for field in headers if field[0] in _READ_HERE]
     if not _are_valid(headers) or any(map(_is_of_connection, read)):
         raise _malformed("a header field that HTTP/2 does not allow")

@@ -161,17 +161,14 @@ def _parse(data: bytes, end: int) -> RequestHead:
         if name in _READ_HERE:
             read.setdefault(name, []).append(value)
     lengths, codings = read.get(b"content-length", _NONE), read.get(b"transfer-encoding", _NONE)
-    length = b"0"
-    if lengths:
-        one = one_length(lengths)
-        if one is None:
-            return _refused("length")
-        length = one
+    length = one_length(lengths) if lengths else b"0"
+    if length is None:
+        return _refused("length")
     if codings and [value.lower() for value in codings] != [b"chunked"]:
         return _fault(
             RequestRefused(501, "not_supported", "the only transfer coding of a request is chunked")
         )
-    if codings or len(lengths) > 1 or (lengths and lengths[0] != length):
+    if codings or lengths not in (_NONE, [length]):
         headers = _normalized(headers, length)
     is_last = version == "1.0" or b"close" in _members(read, b"connection")
     return RequestHead(

@@ -12,15 +12,15 @@ import pytest
 from interceptors import Request
 from interceptors.dialects.answers import ANSWER_RULES
 from interceptors.refusals import ERROR_FORMATS
-from proxy.config import schema
+from proxy.config import fields
 from proxy.dialects import DIALECTS
 from proxy.errors import RequestRefused
 
 ROOT = Path(__file__).parents[4]
-NAMES = set(get_args(schema.Dialect))
+NAMES = set(get_args(fields.Dialect))
 OWNERS = {
     *(ROOT / "proxy/dialects").glob("*.py"),
-    ROOT / "proxy/config/schema.py",
+    ROOT / "proxy/config/fields.py",
     ROOT / "interceptors/refusals.py",
     ROOT / "interceptors/dialects/answers.py",
 }

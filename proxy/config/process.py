@@ -1,0 +1,109 @@
+"""The settings of a process: reports, drain, the store, the admin pages and the log."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from interceptors import OnStoreError
+
+from .fields import (
+    Duration,
+    LocalStore,
+    LogFormat,
+    LogLevel,
+    Seconds,
+    Settings,
+    form,
+    in_order,
+)
+
+__all__ = ["Admin", "Drain", "Log", "Reporting", "Store"]
+
+
+class Reporting(Settings, frozen=True):
+    """The periodic report of the buffer pools in the log."""
+
+    interval: Seconds = 60
+    """The time between two reports."""
+
+
+class Drain(Settings, frozen=True):
+    """What happens after SIGTERM."""
+
+    timeout: Duration = 30
+    """How long live exchanges can continue once the listeners are closed."""
+    delay: Duration = 0
+    """How long listeners stay open while `/readyz` already answers 503."""
+
+
+class Store(Settings, frozen=True):
+    """State that workers and machines share: limits, budgets, sessions, logs."""
+
+    url: str | None = None
+    """The server, Valkey or Redis 7.0 or newer: `valkey://[user:password@]host[:port][/database]`,
+    `valkeys://` for TLS (`redis://` and `rediss://` mean the same), or `unix:///path`. null: in
+    memory, see `local`.
+    """
+    username: str | None = None
+    """The user (ACL), if the URL names none."""
+    password: str | None = None
+    """The password, if the URL has none."""
+    ca_file: str | None = None
+    """A PEM file of CA certificates to verify the server with. null: the system's. A relative path
+    starts at the configuration's directory.
+    """
+    prefix: str = "weirpool:"
+    """The beginning of every key and channel. Proxies with the same prefix share their state."""
+    timeout: Annotated[float, Meta(gt=0, le=30, extra={"unit": "seconds"})] = 0.25
+    """The longest wait for an answer of the store."""
+    on_error: Annotated[OnStoreError, in_order(OnStoreError)] = "local"
+    """What limits do while the store is away. `local`: each worker counts alone, with its share of
+    the limit. `open`: everything is allowed. `closed`: requests that need the store get 503.
+    """
+    local: Annotated[LocalStore, in_order(LocalStore)] = "auto"
+    """With several workers and no `url`. `auto`: they share a `valkey-server` or `redis-server` that
+    the supervisor starts, if one is on PATH. `off`: each worker counts alone, with its share.
+    """
+
+
+class Admin(Settings, frozen=True):
+    """The pages `/metrics`, `/healthz`, `/readyz` and `/status`."""
+
+    prefix: Annotated[
+        str,
+        Meta(
+            pattern=r"^(/.*[^/])?\Z",
+            extra=form(
+                'be empty, or start with "/" and not end with "/"',
+                lambda text: f"/{text.strip('/')}",
+            ),
+        ),
+    ] = ""
+    """The path before the pages."""
+    port: Annotated[int, Meta(ge=1, le=65535)] | None = None
+    """A separate port for the pages, of all workers. null: the pages are on the proxy's port and
+    shadow an upstream's.
+    """
+    host: Annotated[
+        str,
+        Meta(
+            pattern=r"^[0-9A-Fa-f.:]+\Z",
+            extra=form("be an IP address, such as 127.0.0.1", {"localhost": "127.0.0.1"}.get),
+        ),
+    ] = "127.0.0.1"
+    """The address that `port` listens on."""
+    hosts: list[str] = []
+    """Host headers for which `port` serves `/metrics` and `/status`, besides addresses and
+    `localhost`.
+    """
+
+
+class Log(Settings, frozen=True):
+    """The log on standard error."""
+
+    format: Annotated[LogFormat, in_order(LogFormat)] = "json"
+    """`json`: one JSON object a line. `console`: for a terminal."""
+    level: Annotated[LogLevel, in_order(LogLevel)] = "info"
+    """The least severe level that is logged. `debug` can log content of requests and answers."""
