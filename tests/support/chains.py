@@ -52,7 +52,7 @@ def _built_ins(directory: Path, header: str, *, mcp: bool = False) -> dict[str, 
     return {
         "api_keys": {"keys": {"ann": hash_key(KEY)}, **upstream},
         "rate_limit": {"requests_per_minute": 1_000_000, "burst": 1_000_000},
-        "budget": {"limits": [{"tokens": 1_000_000_000, "per": "hour"}]},
+        "budget": {"limits": [{"requests": 1_000_000_000, "per": "hour"}]},
         "audit": {
             "path": str(directory / "audit.jsonl"),
             "events": "data",

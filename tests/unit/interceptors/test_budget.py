@@ -45,6 +45,7 @@ def test_a_cost_is_rounded_up_once() -> None:
     assert price.of(30, 0, 10, 0) == 4
     assert price.of(0, 101, 0, 0) == 2
     assert [Limit(per="day", cost={"a*": 0.5}).of(name) for name in ("ab", "b")] == [500_000, None]
+    assert Limit(per="day", by="model", tokens={"GPT*": 7}).of("gpt-9") == 7
 
 
 @pytest.mark.parametrize(
