@@ -43,10 +43,8 @@ from .budget_limits import (
     zone_of,
 )
 from .dialects import TextDelta, ToolCallDelta
-from .dialects.answers import is_responses
-from .dialects.tokens import read_number
 from .errors import refuse_options
-from .metering import AskedCall, CallStream, Metering, ask_for_usage, cut_name, read_call
+from .metering import CallStream, Metering, ask_for_usage, cut_name, output_of, read_call
 from .rate_limit import add_fields, limit_fields
 
 __all__ = ["Budget"]
@@ -122,8 +120,9 @@ class Budget(Metering):
             charge = Charge(0, first_match(self._prices, model))
             amounts = dict.fromkeys(("tokens", "requests", "cost"), 1)
             if asked is not None and self._reads_tokens:
+                most = self._options.reserve_tokens
                 charge.input_estimate = estimate_body(request.body)
-                use = Use(plain=charge.input_estimate, output=self._output(asked, request.path))
+                use = Use(plain=charge.input_estimate, output=output_of(asked, request.path, most))
                 amounts = {unit: charge.amount(unit, use) for unit in amounts}
             if charge.price is None and any(item.limit.unit == "cost" for item in places):
                 return request.refuse(
@@ -260,17 +259,6 @@ class Budget(Metering):
                     request.log.warning(
                         "budget_over", limit=place.limit.name, name=place.name, used=used
                     )
-
-    def _output(self, asked: AskedCall, path: str) -> int:
-        """Output tokens to reserve: for each of the choices.
-
-        Of several limits the highest counts: servers ignore one that is not of their API.
-        """
-        given = (asked.max_tokens, asked.max_completion_tokens)
-        limits = map(read_number, (asked.max_output_tokens,) if is_responses(path) else given)
-        most = max((item for item in limits if item), default=MILLION)
-        choices = min(read_number(asked.n) or 1, MILLION)
-        return math.ceil(min(self._options.reserve_tokens, most) * max(choices, 1))
 
     async def _hold(self, charge: Charge) -> None:
         """Settle at the end of the exchange what no stream will."""

@@ -8,6 +8,7 @@ and the last interceptor that counts hides the report from a client that did not
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +17,10 @@ import msgspec
 from . import dialects
 from .api import EventResult, Outcome, StreamContext, StreamInterceptor
 from .dialects import Finish, MessageInterceptor, MessageStream, ProviderError
-from .dialects.answers import is_call, is_chat, readers_for
+from .dialects.answers import is_call, is_chat, is_responses, readers_for
 from .dialects.anthropic import AnthropicReader
 from .dialects.parts import Tokens
-from .dialects.tokens import COUNTS, merge_counts
+from .dialects.tokens import COUNTS, merge_counts, read_number
 from .errors import NotJson
 from .event import Event
 from .message import Request, ResponseHead
@@ -32,6 +33,7 @@ __all__ = [
     "Tokens",
     "ask_for_usage",
     "cut_name",
+    "output_of",
     "read_call",
 ]
 
@@ -39,6 +41,7 @@ _FAILED = frozenset(("error", "failed"))
 _ASKED = "usage.asked"
 _LAST = "usage.last"
 _MAX_NAME = 200
+_MOST_CHOICES = 1_000_000
 _MAX_REASONS = 10
 
 
@@ -75,6 +78,17 @@ def read_call(request: Request) -> AskedCall | None:
         return msgspec.convert(json.loads(request.body), AskedCall)
     except (ValueError, RecursionError):
         return AskedCall()
+
+
+def output_of(asked: AskedCall, path: str, most: int) -> int:
+    """The most output tokens of a call, for all of its choices, each at most `most`.
+
+    Of several limits the highest counts: servers ignore one that is not of their API.
+    """
+    given = (asked.max_tokens, asked.max_completion_tokens)
+    limits = map(read_number, (asked.max_output_tokens,) if is_responses(path) else given)
+    each = min(most, max((item for item in limits if item), default=most))
+    return math.ceil(each * max(1, min(read_number(asked.n) or 1, _MOST_CHOICES)))
 
 
 def ask_for_usage(request: Request, asked: AskedCall) -> None:

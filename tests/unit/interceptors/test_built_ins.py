@@ -40,7 +40,7 @@ EXCEPTIONS = {
     "error_format": "the one place that knows which dialects are JSON-RPC",
     "has_mirrors": "the one place that knows the revisions of MCP",
     **dict.fromkeys(
-        ("AskedCall", "CallStream", "Metering", "ask_for_usage", "cut_name", "read_call"),
+        ("CallStream", "Metering", "ask_for_usage", "cut_name", "output_of", "read_call"),
         "the one reading of a call's tokens, shared with `usage`",
     ),
     "StreamTail": "framing has one owner",
