@@ -11,7 +11,7 @@ import time
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
 import trio
@@ -31,12 +31,13 @@ __all__ = ["Aging", "MemoryEngine", "Subscribers"]
 
 T = TypeVar("T")
 
+_SPARE = 64
 _WAKE_UPS = 64
 """Messages that a subscriber may leave unread; further ones are dropped."""
 
 
 class Aging(Generic[T]):
-    """A dict whose entries have an end; ended entries take no memory."""
+    """A dict whose entries have an end; ended and removed entries take no memory."""
 
     def __init__(self) -> None:
         self._entries: dict[str, tuple[T, float]] = {}
@@ -64,6 +65,9 @@ class Aging(Generic[T]):
         """Remove a key and return its value."""
         self._forget(now)
         entry = self._entries.pop(key, None)
+        if len(self._queue) > 2 * len(self._entries) + _SPARE:  # of removed keys, for months maybe
+            self._queue = [(ends_at, key) for key, (_, ends_at) in self._entries.items()]
+            heapify(self._queue)
         return None if entry is None else entry[0]
 
     def _forget(self, now: float) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "PROBE",
     "RESERVE",
     "RESTORE_BUCKETS",
+    "RESTORE_RESERVED",
     "RESTORE_WINDOWS",
     "SCRIPTS",
     "SETTLE",
@@ -171,6 +172,36 @@ return 1
 """
 )
 
+RESTORE_RESERVED = Script(
+    _WINDOWS
+    + """
+-- KEYS: the owner's reservations, windows. ARGV: owner; for each reservation: id, amount, how many
+-- windows, and for each of them: number, length in ms. The mark '' shows that nothing was lost: what
+-- is not there has been settled.
+if redis.call('HEXISTS', KEYS[1], '') == 1 then return 1 end
+redis.call('HSET', KEYS[1], '', '0')
+local key, at = 2, 2
+while at <= #ARGV do
+    local id, amount, windows = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+    local record = {amount}
+    at = at + 3
+    for _ = 1, windows do
+        local number = tonumber(ARGV[at])
+        local window = load(KEYS[key], number)
+        if window.number == number then
+            store(KEYS[key], window, tonumber(ARGV[at + 1]))
+            redis.call('HINCRBY', KEYS[key], 'r:' .. ARGV[1], amount)
+        end
+        record[#record + 1] = ARGV[at]
+        key, at = key + 1, at + 2
+    end
+    redis.call('HSET', KEYS[1], id, table.concat(record, ' '))
+end
+redis.call('PEXPIRE', KEYS[1], 86400000)
+return 1
+"""
+)
+
 _COUNT = """
 -- Counts in the window that an amount belongs to, although a later one may have begun.
 local function count(key, number, length, used, owner, reserved)
@@ -260,4 +291,7 @@ redis.call('PEXPIRE', KEYS[3], 86400000)
 return now
 """)
 
-SCRIPTS = (TAKE, RESTORE_BUCKETS, RESERVE, RESTORE_WINDOWS, SETTLE, ADD, COUNT, APPEND, PROBE)
+SCRIPTS = (
+    *(TAKE, RESTORE_BUCKETS, RESERVE, RESTORE_WINDOWS, RESTORE_RESERVED, SETTLE),
+    *(ADD, COUNT, APPEND, PROBE),
+)

@@ -2,7 +2,7 @@
 
 Every call is one script or command. A limit's answer is also noted in the worker's memory, so a
 worker that must count alone goes on from what it last saw. When the server is back, it first gets
-what the worker has seen, in case it has lost that, and then what was spent meanwhile.
+what the worker has seen and reserved, in case it has lost that, and then what was spent meanwhile.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ from interceptors.store import (
 
 from .address import Address
 from .link import Link
+from .restore import places_of, restore_buckets, restore_reserved, restore_windows
 from .scripts import (
     ADD,
     APPEND,
     COUNT,
     PROBE,
     RESERVE,
-    RESTORE_BUCKETS,
-    RESTORE_WINDOWS,
     SETTLE,
     TAKE,
     Call,
@@ -46,7 +45,6 @@ __all__ = ["ValkeyEngine"]
 _LEASE_MS = 30_000
 _RENEW_S = 10.0
 _AGAIN_S = 0.5
-_BATCH = 500
 _MOST_UNSETTLED = 100_000
 _MOST_US = 2.0**52
 
@@ -75,6 +73,8 @@ class ValkeyEngine:
         self._subscribers = Subscribers()
         self._unsettled: dict[str, tuple[Reservation, int]] = {}
         self._settling = trio.Event()
+        # Not settled on the server, as far as this worker knows.
+        self._held: Aging[Reservation] = Aging()
         self._seen: Aging[tuple[int, int, int]] = Aging()  # number, length in ms, use
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -157,6 +157,9 @@ class ValkeyEngine:
             id, amount, windows, tuple(found), refused - 1 if refused else None
         )
         self._local.see(reservation)
+        if not spend and amount and (force or reservation.allowed):
+            ends_at = self._local.clock() + max(item.length_s for item in windows)
+            self._held.put(id, reservation, ends_at)
         for item, state in zip(windows, found, strict=True):
             if not item.sliding:
                 ends_at = self._local.clock() + item.length_s
@@ -197,16 +200,15 @@ class ValkeyEngine:
     async def _settle(self, reservation: Reservation, amount: int) -> bool:
         """Count on the server. Raises `StoreUnavailable`."""
         keys = [self._window(item) for item in reservation.windows]
-        lengths = [round(item.length_s * 1000) for item in reservation.windows]
         if reservation.is_local:
-            places: list[Any] = []
-            for state, length in zip(reservation.states, lengths, strict=True):
-                places += [state.number, length]
             mark = f"{self._prefix}a:{reservation.id}"
+            places = places_of(reservation)
             answer = await self.link.call(ADD, [mark, *keys], [amount, *places])
         else:
+            lengths = [round(item.length_s * 1000) for item in reservation.windows]
             args = [self._owner, reservation.id, amount, *lengths]
             answer = await self.link.call(SETTLE, [self._owner_keys()[1], *keys], args)
+            self._held.pop(reservation.id, self._local.clock())
         return bool(self._whole([answer], 1)[0])
 
     def _keep(self, reservation: Reservation, amount: int) -> None:
@@ -225,7 +227,7 @@ class ValkeyEngine:
                 try:
                     await self._settle(reservation, amount)
                 except StoreUnavailable as error:
-                    if error.kind != "reply":
+                    if error.kind != "reply" or not self.link.is_up:
                         await trio.sleep(_AGAIN_S)
                         continue
                 self._unsettled.pop(reservation.id, None)
@@ -344,18 +346,17 @@ class ValkeyEngine:
             for table, key, full_at in self._local.all_buckets()
             if full_at > began
         ]
-        for at in range(0, len(buckets), _BATCH):
-            keys, left = zip(*buckets[at : at + _BATCH], strict=True)
-            yield RESTORE_BUCKETS, keys, [math.floor(item) for item in left]
+        yield from restore_buckets(buckets)
         now = self._local.clock()
         windows = [
             (f"{self._prefix}w:{key}", seen)
             for key in list(self._seen)
             if (seen := self._seen.get(key, now)) is not None
         ]
-        for at in range(0, len(windows), _BATCH):
-            names, found = zip(*windows[at : at + _BATCH], strict=True)
-            yield RESTORE_WINDOWS, names, [number for item in found for number in item]
+        yield from restore_windows(windows)
+        held = [item for key in list(self._held) if (item := self._held.get(key, now)) is not None]
+        owner_key = self._owner_keys()[1]
+        yield restore_reserved(self._owner, owner_key, f"{self._prefix}w:", held)
 
     def _owner_keys(self) -> tuple[str, str]:
         return f"{self._prefix}o", f"{self._prefix}r:{self._owner}"

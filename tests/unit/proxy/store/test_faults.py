@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,6 +12,7 @@ from structlog.testing import capture_logs
 from support.store_server import StoreServer, engine_on
 from trio.testing import wait_all_tasks_blocked
 
+from interceptors.memory import Aging
 from interceptors.store import Share, Store, StoreUnavailable, Window
 from proxy.store import ValkeyEngine, address_problem
 
@@ -115,6 +117,27 @@ async def test_a_server_that_lost_its_data_gets_back_what_workers_have_seen() ->
                 assert await wakes.receive() == b"1-1"
 
 
+async def test_a_server_that_lost_its_data_gets_back_what_is_reserved() -> None:
+    """What is settled meanwhile, and afterwards, counts."""
+    async with shared() as (server, engine, store):
+        held, other = await store.reserve(10, [HOUR]), await store.reserve(20, [HOUR])
+        local = await store.reserve(30, [HOUR])
+        server.stop()
+        assert await store.settle(held, 7)
+        server.start()
+        await server.ready()
+        await up(engine)
+        await used(store, 7)
+        assert (await store.spend(0, [HOUR])).states[0].reserved == 50
+        assert await store.settle(other, 9)
+        assert not await store.settle(other, 9)
+        server.pause()
+        assert await store.settle(local, 3)  # times out, and yet the server will have got it
+        server.resume()
+        await up(engine)
+        await used(store, 19)
+
+
 async def test_reservations_end_with_their_worker() -> None:
     async with shared(timeout_s=5) as (server, _, store):
         async with engine_on(server.url, timeout_s=5) as other_engine:
@@ -127,6 +150,17 @@ async def test_reservations_end_with_their_worker() -> None:
             assert await other.settle(held, 50)  # it lives after all: what was used counts
             assert await store.settle(own, 1)
             assert (await store.spend(0, [HOUR])).states[0].used == 51
+
+
+def test_a_settled_reservation_takes_no_memory_until_its_window_ends() -> None:
+    kept: Aging[bytes] = Aging()
+    kept.put("other", b"", 9.0)
+    for number in range(10_000):
+        kept.put(str(number), b"x" * 1000, 7e6)
+        kept.pop(str(number), 0.0)
+    assert sys.getsizeof(kept._queue) < 10_000
+    assert kept.get("other", 8.0) == b""
+    assert kept.get("other", 9.0) is None
 
 
 async def test_a_key_of_another_kind_fails_only_its_calls() -> None:
