@@ -287,7 +287,9 @@ async def test_every_ending_is_settled_by_what_was_seen(tmp_path: Path) -> None:
     model = Model()
     model.answers = {f"m{at}": answer for at, (answer, *_) in enumerate(ENDINGS.values())}
     async with open_upstream(model.serve) as upstream:
-        config = configured(upstream.url, "{by: model, tokens: 1000, per: day}", dialect="generic")
+        config = configured(
+            upstream.url, "{by: model, tokens: 1000, per: month}", dialect="generic"
+        )
         async with in_memory(config, tmp_path) as port:
             for at, (name, (_, awaited, counts, path)) in enumerate(ENDINGS.items()):
                 body = call(f"m{at}")
@@ -402,7 +404,7 @@ async def test_a_soft_limit_counts_and_a_refusal_keeps_nothing() -> None:
     model = Model()
     model.answers = {"m": streaming(text("Hi"), STOP, used(7, 2))}
     limits = (
-        "{requests: 3, per: day}, {by: route, tokens: 5000, per: hour}, "
+        "{requests: 3, per: month}, {by: route, tokens: 5000, per: month}, "
         "{by: model, tokens: {big: 0, none: 1, '*': 5000}, per: hour}, "
         "{tokens: 10, per: hour, soft: true}"
     )
@@ -413,7 +415,7 @@ async def test_a_soft_limit_counts_and_a_refusal_keeps_nothing() -> None:
                 # Without room for tokens no request is counted; what exceeds an unused budget passes.
                 first = [(await ask(proxy.port, call(name))).status for name in ("big", "none")]
                 answers = [await ask(proxy.port, call("m")) for _ in range(4)]
-            page, spent = "", 'spent_total{interceptor="budget",limit="route/tokens/hour"} 18.0'
+            page, spent = "", 'spent_total{interceptor="budget",limit="route/tokens/month"} 18.0'
             with trio.fail_after(5):
                 while spent not in page:
                     page = (await fetch(proxy.port, "/metrics")).body.decode()
@@ -421,7 +423,7 @@ async def test_a_soft_limit_counts_and_a_refusal_keeps_nothing() -> None:
     assert [answer.status for answer in answers] == [200, 200, 429, 429]
     assert [left(answer, "requests") for answer in answers] == [1, 0, 0, 0]
     assert (
-        'weirpool_budget_refused_total{interceptor="budget",limit="all/requests/day"} 2.0' in page
+        'weirpool_budget_refused_total{interceptor="budget",limit="all/requests/month"} 2.0' in page
     )
     assert (
         'weirpool_budget_over_total{interceptor="budget",limit="all/tokens/hour/soft"} 3.0' in page
@@ -441,7 +443,7 @@ async def test_without_the_store(
     options = f", on_store_error: {own}" if own else ""
     store = f"{{url: '{StoreServer().url}', on_error: {policy}}}"
     async with open_upstream(answer_none) as upstream:
-        config = configured(upstream.url, "{requests: 1, per: day}", options=options, store=store)
+        config = configured(upstream.url, "{requests: 1, per: month}", options=options, store=store)
         async with in_memory(config, tmp_path) as port:
             assert [(await ask(port)).status for _ in range(2)] == statuses
 
