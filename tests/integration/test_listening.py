@@ -161,11 +161,11 @@ async def test_peers_of_a_listening_stream_are_probed(
         assert (probes(upstream), probes(client)) == ((60, 15, 4), expected)
 
 
-async def test_peers_are_probed(serve: Serve, certificates: Certificates) -> None:
+async def test_peers_are_probed(serve_once: Serve, certificates: Certificates) -> None:
     """With TLS to the upstream. On a route with another timeouts.send the probes of the client's
     connection follow its TCP_USER_TIMEOUT.
     """
-    async with serve(
+    async with serve_once(
         Feed().script,
         route="dialect: mcp, timeouts: {send: null}",
         proxy="  timeouts: {send: 30}",
