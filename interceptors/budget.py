@@ -275,7 +275,8 @@ class Budget(Metering):
 
         `seen`: output tokens, estimated.
         """
-        counts = stream.counts
+        # Some servers report zeros where they count nothing. They must not make an answer free.
+        counts = stream.counts if stream.failed or any(stream.counts.values()) else {}
         output = counts.get("output")
         is_whole = output is not None and (
             bool(stream.reasons) or (outcome is Outcome.COMPLETED and not stream.failed)

@@ -275,6 +275,7 @@ ENDINGS: dict[str, tuple[Any, str, list[int], str]] = {
     "the client leaves in silence": (silent, "nothing", [], CHAT),
     "the upstream breaks off": (cut, "", [INPUT, 2], CHAT),
     "no report": (streaming(text("1234"), STOP, b"data: [DONE]\n\n"), "", [INPUT, 1], CHAT),
+    "zeros": (streaming(text("1234"), STOP, used(0, 0), b"data: [DONE]\n\n"), "", [INPUT, 1], CHAT),
     "an error": (answering(b'{"error":{"type":"x"}}', 500), "", [], CHAT),
     "an error in a stream": (streaming(event(error={"type": "x"})), "", [], CHAT),
     "not an answer": (answering(b"Hi", 200, b"text/plain"), "", [INPUT], CHAT),
@@ -316,7 +317,7 @@ async def test_every_ending_is_settled_by_what_was_seen(tmp_path: Path) -> None:
                         found = 1000 - left(await ask(port, body, path)) - estimate - 30
                 assert (name, found) == (name, expected)
             metrics = (await fetch(port, "/metrics")).body
-            assert b'weirpool_budget_estimated_total{interceptor="budget"} 4.0' in metrics
+            assert b'weirpool_budget_estimated_total{interceptor="budget"} 5.0' in metrics
 
 
 @pytest.mark.parametrize(
