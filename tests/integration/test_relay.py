@@ -155,6 +155,8 @@ WHOLE = OK + b"Content-Type: application/json\r\nContent-Length: 7\r\n\r\n"
     [
         ("HEAD", OK + b"Content-Length: 5\r\n\r\n", b"", 200),
         ("HEAD", HEAD, b"", 200),
+        ("HEAD", OK + b"\r\n", b"", 200),
+        ("GET", b"HTTP/1.1 205 x\r\nContent-Length: 0\r\n\r\n", b"", 205),
         ("GET", b"HTTP/1.1 204 No Content\r\n\r\n", b"", 204),
         ("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", b"", 304),
         ("DELETE", b"HTTP/1.1 405 Not Allowed\r\nContent-Length: 0\r\n\r\n", b"", 405),

@@ -317,35 +317,6 @@ async def test_an_exception_of_the_request_body_returns_the_connection(web: Web)
 # What is read
 
 
-@pytest.mark.parametrize("bytewise", [False, True])
-async def test_framed_bodies_keep_the_connection(web: Web, bytewise: bool) -> None:
-    """HEAD, 204 and 304 have no body (RFC 9112, section 6.3). 1xx are skipped by default."""
-    answers = [
-        ("GET", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
-        ("GET", b"HTTP/1.1 205 x\r\ncontent-length: 0\r\n\r\n", b""),
-        ("GET", CHUNKED + b"2;x=y\r\nhe\r\n3\r\nllo\r\n0\r\nx: y\r\n\r\n", b"hello"),
-        ("GET", b"HTTP/1.1 100 x\r\n\r\nHTTP/1.1 103 x\r\nlink: x\r\n\r\n" + OK, b"ok"),
-        ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b""),
-        ("HEAD", CHUNKED, b""),
-        ("HEAD", UNTIL_CLOSE, b""),
-        ("GET", b"HTTP/1.1 204 No Content\r\n\r\n", b""),
-        ("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", b""),
-    ]
-
-    async def script(peer: Peer) -> None:
-        peer.stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # type: ignore[attr-defined]
-        for _, answer, _ in answers:
-            await peer.raw_head()
-            for at in range(len(answer) if bytewise else 1):
-                await peer.send(answer[at : at + 1] if bytewise else answer)
-                await trio.sleep(0.0003)
-
-    server = await web.serve(script)
-    for method, _, body in answers:
-        assert (await web.fetch(server, method))[1] == body
-    assert (server.accepted, web.state.reused, web.state.idle) == (1, len(answers) - 1, 1)
-
-
 @pytest.mark.parametrize(
     ("answer", "failure", "secure", "uploads"),
     [
