@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 
 import trio
 from prometheus_client import Counter
@@ -26,6 +27,7 @@ from interceptors import (
     OnError,
     Outcome,
     Request,
+    Reservation,
     Response,
     ResponseHead,
     StoreUnavailable,
@@ -52,6 +54,17 @@ __all__ = ["Budget"]
 _CLOCK_S = 60.0
 _BUSY_S = 5
 """When to try again what only running requests leave no room for."""
+
+
+@dataclass
+class _Step:
+    """Windows that reserve the same amount, and what the store has answered."""
+
+    places: list[Place]
+    amount: int
+    soft: bool
+    made: Reservation | None = None
+    error: StoreUnavailable | None = None
 
 
 class Budget(Metering):
@@ -194,27 +207,50 @@ class Budget(Metering):
         self, charge: Charge, places: list[Place], amounts: dict[str, int]
     ) -> tuple[Place, WindowState, int] | None:
         """Reserve in every window, or in none: then the place without room, its state and the
-        amount. One step of the store for each unit.
+        amount. Windows that reserve the same amount do so in one step of the store, all steps at
+        the same time.
         """
-        groups: dict[tuple[bool, str], list[Place]] = {}
+        groups: dict[tuple[bool, str, int], list[Place]] = {}
         for place in places:
-            groups.setdefault((place.limit.soft, place.limit.unit), []).append(place)
-        policy = self._options.on_store_error
+            soft, amount = place.limit.soft, amounts[place.limit.unit]
+            if not soft:  # what exceeds a whole budget passes when all of that is free
+                amount = max(1, min(amount, place.amount))
+            groups.setdefault((soft, place.limit.unit, amount), []).append(place)
+        steps = [_Step(group, amount, soft) for (soft, _, amount), group in sorted(groups.items())]
         try:
-            for (soft, unit), group in sorted(groups.items()):
-                amount = amounts[unit]
-                if not soft:  # what exceeds a whole budget passes when all of that is free
-                    amount = max(1, min(amount, *(place.amount for place in group)))
-                windows = [place.window for place in group]
-                made = await self.store.reserve(amount, windows, force=soft, on_error=policy)
-                if made.refused is not None and not soft:
-                    self._settle_soon(charge, None)
-                    return group[made.refused], made.states[made.refused], amount
-                charge.held.append((made, group))
+            if len(steps) == 1:
+                await self._step(charge, steps[0])
+            elif steps:
+                async with trio.open_nursery() as nursery:
+                    for step in steps:
+                        nursery.start_soon(self._step, charge, step)
+            for step in steps:
+                if step.error is not None:
+                    raise step.error.with_traceback(None)
         except BaseException:
             self._settle_soon(charge, None)
             raise
+        for step in steps:
+            if step.made is not None and step.made.refused is not None and not step.soft:
+                self._settle_soon(charge, None)
+                return (
+                    step.places[step.made.refused],
+                    step.made.states[step.made.refused],
+                    step.amount,
+                )
         return None
+
+    async def _step(self, charge: Charge, step: _Step) -> None:
+        windows, policy = [place.window for place in step.places], self._options.on_store_error
+        try:
+            step.made = await self.store.reserve(
+                step.amount, windows, force=step.soft, on_error=policy
+            )
+        except StoreUnavailable as error:
+            step.error = error
+            return
+        if step.soft or step.made.refused is None:
+            charge.held.append((step.made, step.places))
 
     def _refuse(self, request: Request, place: Place, state: WindowState, amount: int) -> Response:
         limit = place.limit

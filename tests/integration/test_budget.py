@@ -558,3 +558,21 @@ async def usage(file: str, *options: str) -> str:
     done = await run_usage(file, *options)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+async def test_a_small_limit_does_not_shrink_what_a_large_one_reserves(tmp_path: Path) -> None:
+    """Each reserves as much as the request may use, up to its own amount; or neither does."""
+    limits = "{tokens: 100000, per: month}, {by: route, tokens: 40, per: month}"
+    model = Model()
+    async with open_upstream(model.serve) as upstream:
+        async with in_memory(configured(upstream.url, limits), tmp_path) as port:
+            body = call("none", max_tokens=1000)
+            fields = (await ask(port, body)).all("ratelimit")
+            assert b'"budget/all/tokens/month";r=%d;' % (
+                99_000 - estimate_body(body)
+            ) in b", ".join(fields)
+            held = await open_client(port)
+            await held.send("POST", CHAT, [JSON], call("m"))
+            await held.head()
+            assert (await ask(port)).status == 429
+            await held.aclose()
