@@ -99,7 +99,7 @@ class Server:
             return type(error).__name__
 
     def count(self, event: str) -> int:
-        return sum(f'"event": "{event}"' in line for line in self.process.lines)
+        return sum(f'"event":"{event}"' in line for line in self.process.lines)
 
 
 @asynccontextmanager

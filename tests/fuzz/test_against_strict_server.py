@@ -72,7 +72,7 @@ OURS = set(
         transfer-encoding"""
     )
 )
-STARTED = re.compile(r'"bind": \["127\.0\.0\.1:(\d+)"\].*"event": "started"')
+STARTED = re.compile(r'"bind":\["127\.0\.0\.1:(\d+)"\].*"event":"started"')
 PSEUDONYM = re.compile(r"1\.[0-9] weirpool-[0-9a-z]+")
 
 
