@@ -68,13 +68,13 @@ class Http1Connection:
         "_in_a_row",
         "_listening",
         "_news",
-        "_server",
         "_stream",
         "half_closed",
         "hub",
         "peer",
         "reader",
         "scope",
+        "server",
         "timed_out",
         "transport",
     )
@@ -91,7 +91,7 @@ class Http1Connection:
         """The client has closed its side, and all that it sent has been received."""
         self.timed_out = False
         """The kernel has given up the client because it accepted nothing."""
-        self._server = server
+        self.server = server
         self._news = Wait(hub)
         self._stream: Http1Stream | None = None
         self._closed = False  # by the client, or by the server while idle
@@ -109,7 +109,7 @@ class Http1Connection:
                 with self.scope:
                     await self._serve_requests(serve)
                 if self.scope.cancelled_caught and self._stream is not None:
-                    await self._server.count_request()
+                    await self.server.count_request()
                     await self._conclude(self._stream)
         except Http2Assumed:
             self.hub.forget(self.transport.fileno())
@@ -142,7 +142,7 @@ class Http1Connection:
             if self.half_closed and head.keep_alive:
                 self.lose()
             await serve(stream)
-            await self._server.count_request()
+            await self.server.count_request()
             if not await self._conclude(stream):
                 return
             self._stream = None
@@ -226,9 +226,9 @@ class Http1Connection:
                 await trio.lowlevel.checkpoint()
             if (head := reader.read()) is not None:
                 return head
-        due = trio.current_time() + self._server.keep_alive_s
-        left_s = self._server.keep_alive_s
-        while head is None and not self._server.ends and await self.more(left_s):
+        due = trio.current_time() + self.server.keep_alive_s
+        left_s = self.server.keep_alive_s
+        while head is None and not self.server.ends and await self.more(left_s):
             head = reader.read()
             if head is None:
                 left_s = max(0, round(due - trio.current_time()))  # lengths that repeat cost less
@@ -245,7 +245,7 @@ class Http1Connection:
             if not stream.shows_its_end:
                 await stream.abort()
             return False
-        if not stream.complete and (self._server.ends or not await stream.discard()):
+        if not stream.complete and (self.server.ends or not await stream.discard()):
             await self._linger()
             return False
         if stream.head.keep_alive and not stream.closes:
@@ -264,11 +264,6 @@ class Http1Connection:
             while left > 0 and await self.more():
                 left -= len(self.reader.data)
                 self.reader.data = b""
-
-    @property
-    def ends(self) -> bool:
-        """The server ends: this response is the last."""
-        return self._server.ends
 
     # How it ends
 

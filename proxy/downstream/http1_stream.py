@@ -28,8 +28,20 @@ _LINGER_S = 10.0
 _LINGER_BYTES = 64 * 1024 * 1024
 
 
+class Server(Protocol):
+    """The server of a connection."""
+
+    @property
+    def ends(self) -> bool:
+        """The server ends: the next response of a connection is its last."""
+        ...
+
+
 class Connection(Protocol):
     """The connection of a stream."""
+
+    @property
+    def server(self) -> Server: ...
 
     transport: Transport
     peer: str | None
@@ -39,11 +51,6 @@ class Connection(Protocol):
 
     scope: trio.CancelScope
     """In which requests are served."""
-
-    @property
-    def ends(self) -> bool:
-        """The server ends: this response is the last."""
-        ...
 
     async def more(self, timeout_s: float = inf) -> bool:
         """Wait until more has arrived. Returns False if nothing will, or has within `timeout_s`."""
@@ -245,7 +252,7 @@ class Http1Stream:
         length = names.get(b"content-length")
         self._left = int(length) if length is not None else None
         self.closes = self.closes or names.get(b"connection") == b"close"
-        lines = [status_line(status)]
+        lines = [_STATUS_LINES.get(status) or status_line(status)]
         lines += [b"%b: %b\r\n" % field for field in headers if field[0] != b"connection"]
         if not self._bodiless and length is None:
             if request.version == "1.0":
@@ -255,7 +262,7 @@ class Http1Stream:
                 lines.append(b"transfer-encoding: chunked\r\n")
         if b"date" not in names:
             lines.append(b"date: %b\r\n" % http_date())
-        if not request.keep_alive or self.closes or self._continues or self._connection.ends:
+        if not request.keep_alive or self.closes or self._continues or self._connection.server.ends:
             self.closes = True
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")

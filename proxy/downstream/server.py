@@ -141,6 +141,9 @@ async def serve_connection(app: Any, config: Any, context: Any, state: Any, stre
 
 
 async def _serve_socket(sock: socket.socket, hub: Hub, server: _Server) -> None:
+    """Serve HTTP/1.1, or HTTP/2 where TLS has agreed on it (RFC 9113, section 3.2) or the client
+    begins with it (section 3.3).
+    """
     sock.setblocking(False)
     try:
         name = sock.getpeername()
@@ -151,8 +154,16 @@ async def _serve_socket(sock: socket.socket, hub: Hub, server: _Server) -> None:
     if transport is None:
         return
     peer = name[0] if isinstance(name, tuple) else None  # of a Unix socket
+    early: bytes | None = b""
     try:
-        await _serve(transport, hub, peer, server)
+        if not transport.speaks_http2:
+            first = Http1Connection(transport, hub, peer, server)
+            with _registered(first, server.config):
+                early = await first.run(server.serve)
+        if early is not None:
+            second = Http2Connection(transport, hub, peer, server)
+            with _registered(second, server.config):
+                await second.run(server.serve, early)
     except* Exception as error:
         structlog.get_logger("proxy").error("internal_error", exc_info=error)
 
@@ -188,21 +199,6 @@ class _Handshake:
         self.announce_end = lambda: None
         self.end_if_idle = self.close_idle = transport.close
         self.cut = transport.reset
-
-
-async def _serve(transport: Transport, hub: Hub, peer: str | None, server: _Server) -> None:
-    """Serve HTTP/1.1, or HTTP/2 where TLS has agreed on it (RFC 9113, section 3.2) or the client
-    begins with it (section 3.3).
-    """
-    early: bytes | None = b""
-    if not transport.speaks_http2:
-        first = Http1Connection(transport, hub, peer, server)
-        with _registered(first, server.config):
-            early = await first.run(server.serve)
-    if early is not None:
-        second = Http2Connection(transport, hub, peer, server)
-        with _registered(second, server.config):
-            await second.run(server.serve, early)
 
 
 @contextmanager

@@ -104,7 +104,7 @@ async def test_a_request_pipelined_after_a_response_keeps_no_connection(
             else:
                 if "server" in how:
                     shutdown.set()
-                    await until(lambda: connection._server.ends)
+                    await until(lambda: connection.server.ends)
                 end.set()
                 assert (await client.rest(answer)).complete is ("ends" in how)
             await all_ended()

@@ -428,7 +428,7 @@ async def open_far_end(
         transport=Transport(counting, None),  # type: ignore[arg-type]
         peer=None,
         scope=None,
-        ends=False,
+        server=SimpleNamespace(ends=False),
     )
     writer = PatchableStream(connection, RequestHead("GET", b"/", [], "1.1", 0, True, False))
     with trio.fail_after(10):
