@@ -126,7 +126,9 @@ class Transport:
             raise _lost(error) from error
 
     def shut_down_sending(self) -> None:
-        """Tell the client that nothing more follows. It can still be read. Never raises."""
+        """Tell the client that nothing more follows. What it still sends can be received and
+        dropped. Never raises.
+        """
         with suppress(OSError):
             socket.socket.shutdown(self.sock, socket.SHUT_WR)  # not that of `SSLSocket`
 
@@ -154,7 +156,7 @@ class Transport:
 class TlsTransport(Transport):
     """The server's side of a connection with TLS. `shake_hands` comes first."""
 
-    __slots__ = ()
+    __slots__ = ("_sends",)
 
     sock: ssl.SSLSocket
     secure = True
@@ -164,6 +166,7 @@ class TlsTransport(Transport):
             sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
         )
         super().__init__(tls, hub)
+        self._sends = True  # until close_notify
 
     async def shake_hands(self, timeout_s: float) -> bool:
         """Do the handshake. Returns False if it fails, takes longer than `timeout_s`, or the
@@ -194,9 +197,12 @@ class TlsTransport(Transport):
         """As without TLS; an end without close_notify is an `OSError` (RFC 8446, section 6.1).
 
         `max_bytes` must be at least 16,384, the size of a record: the rest of a larger one would
-        not make the socket readable.
+        not make the socket readable. After `shut_down_sending`: the bytes as they arrived, for a
+        caller that drops them.
         """
         try:
+            if not self._sends:  # OpenSSL has looked for a close_notify and found data
+                return socket.socket.recv(self.sock, max_bytes)
             return self.sock.recv(max_bytes)
         except (BlockingIOError, InterruptedError, ssl.SSLWantReadError):
             return None
@@ -216,6 +222,7 @@ class TlsTransport(Transport):
 
     def shut_down_sending(self) -> None:
         self._notify_close()
+        self._sends = False
         super().shut_down_sending()
 
     def close(self) -> None:

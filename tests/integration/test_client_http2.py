@@ -371,10 +371,13 @@ CONNECTION_ERRORS: dict[str, tuple[bytes, int]] = {
 }
 
 
-async def test_what_breaks_the_connection_ends_it(serving: Open, log: Log) -> None:
+async def test_what_breaks_the_connection_ends_it(
+    serving: Open, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
     """RFC 9113, sections 5.4.1 and 10.5; c04, c06. Another connection lives on, and nothing of a
     flood of resets goes up.
     """
+    monkeypatch.setattr("proxy.downstream.http2.connection._LINGER_S", 20)
     async with serving() as (proxy, upstream):
         async with open_wire(proxy) as beside, trio.open_nursery() as nursery:
             for name, (sent, code) in CONNECTION_ERRORS.items():
@@ -396,9 +399,10 @@ async def broken(proxy: Proxy, name: str, sent: bytes, code: int) -> None:
 
 
 async def broken_preface(proxy: Proxy, first: bytes) -> None:
-    async with open_wire(proxy, first, live=False) as wire:
+    async with open_wire(proxy, first, bytes(1 << 20), live=False) as wire:  # not a reset
         await until(lambda: wire.closed)
         assert wire.goaway == [1]
+        await wire.stream.send_all(bytes(1 << 20))
 
 
 async def test_what_is_no_fault(serving: Open) -> None:
