@@ -25,6 +25,7 @@ from .server import (
     serves_connections,
 )
 from .server_log import share_log
+from .sockets import limit_unacknowledged
 from .to_asgi import OwnStream, scope_of, serve_asgi, stream_of
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "contain_connections",
     "cut_connections",
     "end_idle_connections",
+    "limit_unacknowledged",
     "raw_target",
     "scope_of",
     "serve_asgi",

@@ -21,6 +21,7 @@ LAST_BYTES_S = 1.0
 """How long bytes that are sent may take to arrive before a reset discards them."""
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 s
 _LOOK_S = 0.02
+_MAX_MS = 2**31 - 1
 _USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
 
 
@@ -35,7 +36,7 @@ def limit_unacknowledged(sock: socket.socket, timeout_s: float) -> None:
     Linux); infinity: never. Never raises.
     """
     if _USER_TIMEOUT is not None:
-        timeout_ms = 0 if timeout_s == math.inf else max(1, int(timeout_s * 1000))
+        timeout_ms = 0 if timeout_s == math.inf else max(1, min(int(timeout_s * 1000), _MAX_MS))
         with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, timeout_ms)
 

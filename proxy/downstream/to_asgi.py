@@ -23,6 +23,8 @@ OwnStream = Http1Stream | Http2Stream
 
 SEND_S = 30.0
 """How long a client may accept nothing of such a response."""
+_CODING = b"transfer-encoding"  # the server's own (ASGI specification, response start)
+_FAILED = RequestRefused(500, "internal_error", "the app has failed")
 
 
 def scope_of(stream: OwnStream) -> Scope:
@@ -48,16 +50,19 @@ def scope_of(stream: OwnStream) -> Scope:
 
 
 async def serve_asgi(app: Any, stream: OwnStream, scope: Scope, *, asks: bool = True) -> None:
-    """Call an ASGI app for one request. Raises what the app raises, in a group; a client that leaves
-    is an `http.disconnect`, and an `OSError` for `send`, which the app may pass on. A body that is
-    not acceptable HTTP is an `http.disconnect`, too; the client gets 400 if there is no response.
+    """Call an ASGI app for one request. Raises what the app raises, in a group, after a 500 if there
+    is no response; a client that leaves is an `http.disconnect`, and an `OSError` for `send`, which
+    the app may pass on. A body that is not acceptable HTTP is an `http.disconnect`, too; the client
+    gets 400 if there is no response.
     `asks`: a client that waits for a 100 gets it when the app receives the body.
     """
     bridge = _Bridge(stream, asks=asks)
     try:
         await app(scope, bridge.receive, bridge.send)
-    except* OSError:
-        if not bridge.left:
+    except* Exception as failed:
+        if not bridge.left or failed.split(OSError)[1] is not None:
+            if not stream.started and not stream.gone:
+                await answer_fault(stream, _FAILED)
             raise
     if bridge.fault is not None and not stream.started:
         await answer_fault(stream, bridge.fault)
@@ -73,11 +78,12 @@ def stream_of(receive: Receive, send: Send) -> OwnStream | None:
 
 
 async def answer_fault(stream: OwnStream, fault: RequestRefused) -> None:
-    """Answer a head that no app can be called for."""
+    """Answer in place of an app. The connection ends."""
     body = f"{fault.message}\n".encode()
     headers = [
         (b"content-type", b"text/plain; charset=utf-8"),
         (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
     ]
     bridge = _Bridge(stream)
     await bridge.send({"type": "http.response.start", "status": fault.status, "headers": headers})
@@ -120,7 +126,7 @@ class _Bridge:
                 headers = [
                     (bytes(name).lower(), bytes(value)) for name, value in message["headers"]
                 ]
-                self._head = message["status"], headers
+                self._head = message["status"], [item for item in headers if item[0] != _CODING]
             elif message["type"] == "http.response.body":
                 await self._send_body(message.get("body", b""), message.get("more_body", False))
         except ClientGone:

@@ -17,7 +17,7 @@ import structlog
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.logging import Logger
 
-from ..downstream import ServerConfig
+from ..downstream import ServerConfig, limit_unacknowledged
 from ..errors import ConfigError, StartError
 
 __all__ = ["Tls", "bind_socket", "bind_sockets", "hypercorn_config", "name_of"]
@@ -90,12 +90,8 @@ def bind_socket(bind: str, send_timeout_s: float | None, option: str = "--bind")
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if send_timeout_s is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-            # With TLS, Hypercorn shields its sends from cancellation. Accepted sockets inherit this
-            # option, and the kernel ends the wait.
-            sock.setsockopt(
-                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(send_timeout_s * 1000))
-            )
+        if send_timeout_s is not None:  # accepted sockets inherit it
+            limit_unacknowledged(sock, send_timeout_s)
         sock.bind((host, int(port_text)))
         sock.listen(_BACKLOG)
         sock.setblocking(False)

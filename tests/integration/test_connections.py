@@ -15,7 +15,7 @@ from support.certificates import Certificates
 from support.client import fetch, open_client
 from support.http2_client import open_http2
 from support.interceptors import Log, Serve, until
-from support.proxy import config_for, open_proxy, serve_plainly
+from support.proxy import Proxy, config_for, open_proxy, serve_plainly
 from support.upstream import Peer, open_upstream, stream_of
 
 from proxy.downstream import client_connections
@@ -180,6 +180,35 @@ async def test_an_app_around_the_proxy_gets_the_lifespans_state_and_the_root_pat
         for _ in range(2):
             assert (await fetch(port, "/x")).status == 204
     assert seen == [({"model": "loaded"}, "/api")] * 2
+
+
+@pytest.mark.parametrize("http2", [False, True])
+async def test_an_app_around_the_proxy_fails_or_names_a_coding(
+    http2: bool, certificates: Certificates
+) -> None:
+    """A failure before the response is 500; the transfer coding is the server's own."""
+    ours = create_app(config_for(NO_UPSTREAM))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await ours(scope, receive, send)
+        elif scope["path"] == "/fails":
+            raise RuntimeError
+        else:
+            start = {"headers": [(b"Transfer-Encoding", b"chunked")], "status": 200}
+            await send({"type": "http.response.start"} | start)
+            await send({"type": "http.response.body", "body": b"ok"})
+
+    cert, key = certificates.files if http2 else (None, None)
+    async with serve_plainly(app, certfile=cert, keyfile=key) as port:
+        for path, expected in (("/fails", (500, b"the app has failed\n")), ("/", (200, b"ok"))):
+            if http2:
+                async with open_http2(Proxy(ours, port), certificates) as client:
+                    got = await client.get(path)
+                    assert (got.status, got.body) == expected
+            else:
+                answer = await fetch(port, path)
+                assert (answer.status, answer.body) == expected
 
 
 async def test_an_app_derived_from_ours_is_called_by_its_own_call(

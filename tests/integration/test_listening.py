@@ -182,7 +182,8 @@ async def test_peers_are_probed(serve_once: Serve, certificates: Certificates) -
 
 
 async def test_other_clients_are_not_probed(serve_once: Serve) -> None:
-    async with serve_once(Feed().script) as rig:
+    """With a limit beyond what TCP_USER_TIMEOUT can hold, too."""
+    async with serve_once(Feed().script, proxy="  timeouts: {send: 31536000}") as rig:
         await listen(rig)
         _, client = await sockets_of(rig.proxy)
         assert probes(client) is None
