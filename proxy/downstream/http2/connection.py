@@ -281,8 +281,8 @@ class Http2Connection:
             self.reset(stream, frames.INTERNAL_ERROR)
         else:
             self._input.budget.take_back()
-            if not stream.at_hand:  # the client need not send the rest (RFC 9113, section 8.1)
-                self.reset(stream, frames.NO_ERROR)
+            if not stream.at_hand and not stream.closed and not self.output.lost:
+                self._input.discard_rest(stream)
         stream.closed = True
         self.forget(stream)
 

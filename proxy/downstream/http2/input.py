@@ -29,6 +29,8 @@ __all__ = ["WINDOW", "Budget", "Input"]
 WINDOW = 1 << 20
 """Of the connection for requests. It opens at once: the streams' windows bound what waits."""
 _MAX_LATE_STREAMS = 1024
+_MAX_LATE_BYTES = 64 * 1024 * 1024
+_DROPPED = 0, 0
 
 
 class Budget:
@@ -115,8 +117,9 @@ class Input:
         self._receive_window = WINDOW
         self._unopened = 0
         self._arrived: list[Http2Stream] = []  # with this read
-        # Closed streams whose client had not ended its request: what still arrives is dropped.
-        self._late: OrderedDict[int, None] = OrderedDict()
+        # Streams that have ended here and whose client had not ended its request: what arrives is
+        # dropped. How much of it the client may send, and what its window lacks.
+        self._late: OrderedDict[int, tuple[int, int]] = OrderedDict()
         self.budget = Budget()
         self.last_id = 0
         """The highest stream that the client has opened."""
@@ -138,9 +141,11 @@ class Input:
             arrived, self._arrived = self._arrived, []
         return arrived
 
-    def expect_late(self, stream_id: int) -> None:
-        """Frames of this closed stream may still arrive."""
-        self._late[stream_id] = None
+    def expect_late(self, stream_id: int, max_bytes: int = 0) -> None:
+        """Frames of this stream, which has ended here, may still arrive. `max_bytes`: of a body for
+        which its window opens.
+        """
+        self._late.setdefault(stream_id, (max_bytes, 0))
         if len(self._late) > _MAX_LATE_STREAMS:
             self._late.popitem(last=False)
 
@@ -159,8 +164,34 @@ class Input:
         if not frame.payload and not ended:
             self.budget.spend()
         stream = self._receiving(frame)
-        if stream is not None:
+        if stream is None:
+            self._drop(frame, ended)
+        else:
             self._fail(stream, stream.take_data(frame.payload, frame.size, ended=ended))
+
+    def discard_rest(self, stream: Http2Stream) -> None:
+        """Drop what arrives of a request that has its response. A reset in its place would hide the
+        response from clients that send on, such as httpx and curl.
+        """
+        self.expect_late(stream.id, _MAX_LATE_BYTES)
+        if stream.unreturned:
+            self._output.add(frames.window_update(stream.id, stream.unreturned))
+            self._output.flush()
+
+    def _drop(self, frame: Frame, ended: bool) -> None:
+        stream_id = frame.stream_id
+        left, lacks = self._late.get(stream_id, _DROPPED)
+        if not left:
+            return
+        left, lacks = max(0, left - frame.size), lacks + frame.size
+        if ended:
+            left = 0
+        elif not left:
+            self._output.queue(frames.rst_stream(stream_id, frames.NO_ERROR))
+        elif lacks >= frames.MAX_FRAME_BYTES:
+            self._output.queue(frames.window_update(stream_id, lacks))
+            lacks = 0
+        self._late[stream_id] = left, lacks
 
     def _on_headers(self, frame: Frame) -> None:
         if frame.size > MAX_HEAD_BYTES:

@@ -242,6 +242,11 @@ class Http2Stream:
             self._connection.open_window(self, self._unopened)
             self._unopened = 0
 
+    @property
+    def unreturned(self) -> int:
+        """What the client's window lacks."""
+        return DEFAULT_WINDOW - self._receive_window
+
     async def wait_hangup(self) -> None:
         if not self._gone:
             left = trio.Event()
