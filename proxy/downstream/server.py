@@ -154,6 +154,7 @@ async def _serve_socket(sock: socket.socket, hub: Hub, server: _Server) -> None:
     if transport is None:
         return
     peer = name[0] if isinstance(name, tuple) else None  # of a Unix socket
+    began = trio.current_time()
     early: bytes | None = b""
     try:
         if not transport.speaks_http2:
@@ -161,7 +162,7 @@ async def _serve_socket(sock: socket.socket, hub: Hub, server: _Server) -> None:
             with _registered(first, server.config):
                 early = await first.run(server.serve)
         if early is not None:
-            second = Http2Connection(transport, hub, peer, server)
+            second = Http2Connection(transport, hub, peer, server, began)
             with _registered(second, server.config):
                 await second.run(server.serve, early)
     except* Exception as error:

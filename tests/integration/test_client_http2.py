@@ -535,6 +535,17 @@ async def test_a_connection_without_a_request_is_idle(sent: bytes, serving: Open
             assert live.goaway == [0]
 
 
+async def test_the_time_of_an_idle_connection_begins_with_it(serving: Open) -> None:
+    """And not with its preface (c07)."""
+    async with serving(keep_alive=1) as (proxy, _), open_wire(proxy, b"", live=False) as wire:
+        await trio.sleep(0.4)
+        async with open_wire(proxy, b"", live=False) as later:
+            await trio.sleep(0.4)
+            await wire.stream.send_all(PREFACE)
+            await until(lambda: later.closed)
+            assert wire.closed
+
+
 async def test_a_full_socket_holds_streams_in_turns(
     serving: Open, monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:

@@ -99,8 +99,10 @@ class Http2Connection:
         "transport",
     )
 
-    def __init__(self, transport: Transport, hub: Hub, peer: str | None, server: Server) -> None:
-        """The connection closes `transport`."""
+    def __init__(
+        self, transport: Transport, hub: Hub, peer: str | None, server: Server, began: float
+    ) -> None:
+        """The connection closes `transport`. `began`: when the client connected, in Trio's time."""
         self.transport = transport
         self.hub = hub
         self.peer = peer
@@ -114,7 +116,7 @@ class Http2Connection:
         self._goodbye: tuple[int, str] | None = None  # why the connection is over
         self._to_discard = _LINGER_BYTES
         self._is_ending = False  # the client knows that the server ends
-        self._idle_since = trio.current_time()
+        self._idle_since = began
 
     async def run(self, serve: Serve, early: bytes = b"") -> None:
         """Serve the connection to its end. `early`: what has arrived, from the preface on. Raises
