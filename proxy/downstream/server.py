@@ -131,6 +131,9 @@ async def serve_connection(app: Any, config: Any, context: Any, state: Any, stre
     inner = getattr(app, "app", app)  # Hypercorn wraps the app
     _watch_server(inner, config, context)
     ssl_context: Any = stream.context if tls else None
+    # Trio's unused handshake references its stream: without it both are freed now, with OpenSSL's
+    # state, and not by the collector, which runs rarely.
+    vars(stream).pop("_handshook", None)
     server = _Server(config, context, ssl_context, _how_to_serve(inner, config, state))
     sock = socket.socket(fileno=accepted.socket.detach())
     nursery = trio.lowlevel.current_task().parent_nursery
