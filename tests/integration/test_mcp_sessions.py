@@ -709,5 +709,7 @@ async def test_no_session_breaks_with_several_workers(transport: str, tmp_path: 
             await until(lambda: sum(server.open for server in servers) == count - len(lost))
         else:
             assert lost == set()
+    # A call of a lost session can still reach its server, which has seen the stream end.
+    answers = {200, 202, 404} if transport == "sse" and lost else {200, 202}
     for server in servers:
-        assert {key[2] for key in server.requests} <= {200, 202}
+        assert {key[2] for key in server.requests} <= answers
