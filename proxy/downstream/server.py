@@ -120,7 +120,7 @@ class _Server:
 async def serve_connection(app: Any, config: Any, context: Any, state: Any, stream: Any) -> None:
     """Serve one connection to its end, in place of `TCPServer`. Raises only what cancels it.
 
-    Takes the socket from Trio, and accepts those that wait behind it in the same nursery.
+    Takes the socket from Trio, and accepts the next waiting ones in the same nursery.
     """
     hub = current_hub()
     if hub is None:

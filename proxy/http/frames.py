@@ -266,6 +266,6 @@ def window_update(stream_id: int, size: int) -> bytes:
 
 
 def goaway(last_id: int, code: int, reason: str = "") -> bytes:
-    """`reason`: ASCII, for whoever debugs the client."""
+    """`reason`: ASCII, for debugging a client."""
     payload = last_id.to_bytes(4, "big") + code.to_bytes(4, "big") + reason.encode("ascii")
     return frame_head(len(payload), GOAWAY, 0, 0) + payload

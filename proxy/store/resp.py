@@ -29,7 +29,7 @@ class ServerError(Exception):
 
 
 class ProtocolError(Exception):
-    """What arrived is not RESP3, or nobody asked for it."""
+    """What arrived is not RESP3, or answers no command."""
 
 
 class Push(list[Any]):
@@ -226,7 +226,7 @@ class Connection:
                 elif self._open:
                     self._open.popleft().put(value)
                 else:
-                    raise ProtocolError("the server sent an answer that nobody asked for")
+                    raise ProtocolError("the server sent an answer to no command")
 
 
 def _first(error: BaseException) -> Exception:

@@ -93,7 +93,7 @@ async def llm_rows(provider: str, rounds: int) -> list[tuple[str, list[float]]]:
         (f"`{provider}`, {_words(leaving)}", []) for leaving in leaves
     ]
     async with open_llm_upstream() as upstream:
-
+        # B023 below: each closure is awaited within its turn of the loop.
         async def fill(url: str) -> None:
             for leaving, (_, cells) in zip(leaves, rows, strict=True):
                 cells.append(
@@ -130,7 +130,7 @@ async def mcp_rows(rounds: int, patch: pytest.MonkeyPatch) -> list[tuple[str, li
             (f"{name}, {when} its first message", []) for when in ("before", "after")
         ]
         async with open_mcp_server(transport) as server:
-
+            # B023 below, as above.
             async def fill(url: str) -> None:
                 async with open_mcp_client(url, revision, patch, sse=sse) as client:  # noqa: B023
                     for progress, (_, cells) in enumerate(made):  # noqa: B023

@@ -8,6 +8,7 @@ serve` does).
 from __future__ import annotations
 
 import gc
+import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -15,13 +16,15 @@ from contextlib import suppress
 import pytest
 import trio
 import trio.testing
-from support.client import Client
+from support.certificates import Certificates
+from support.client import Client, open_client
 from support.http2_client import open_http2
 from support.interceptors import config_with, interceptor, on_event, on_event_async, until
 from support.proxy import Proxy, open_proxy
 from support.upstream import Peer, open_stream_of, open_upstream
 
 from interceptors import Event, EventResult, Interceptor, Request, Response, StreamContext
+from proxy.downstream import client_connections
 
 OURS = ("proxy.", "interceptors.", "pools.", "hypercorn.")
 STREAM = b"data: 1\n\ndata: 2\n\n"
@@ -223,3 +226,23 @@ async def test_an_http2_connection_leaves_nothing_to_the_garbage_collector() -> 
         for _ in range(TIMES):
             await exchanges(proxy)
         assert not garbage()
+
+
+async def test_the_handshake_that_trio_has_prepared_is_freed(certificates: Certificates) -> None:
+    """The proxy does its own on the socket; OpenSSL's state of the other would take 1 kB or more."""
+    async with (
+        open_upstream(script) as upstream,
+        open_proxy(config_with(upstream.url), tls=certificates.files) as proxy,
+    ):
+        for _ in range(TIMES):  # Trio's listener references the last one
+            client = await open_client(proxy.port, certificates.client())
+            await client.send("GET", "/json")
+            assert (await client.answer()).status == 200
+            await client.aclose()
+        await until(lambda: not client_connections)
+        await trio.testing.wait_all_tasks_blocked()  # Trio's handler has ended, too
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = [one for one in gc.garbage if isinstance(one, ssl.SSLObject) and one.server_side]
+        gc.garbage.clear()
+        assert left == []

@@ -197,7 +197,7 @@ class Output:
                     self.flush()
         except (ClientGone, SendStalled) as error:
             self._fail(isinstance(error, SendStalled))
-        except trio.Cancelled:  # the server ends, and nobody is left to send the rest
+        except trio.Cancelled:  # the server ends: no task is left to send the rest
             self._on_lost()
             raise
         finally:

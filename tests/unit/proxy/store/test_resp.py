@@ -55,7 +55,7 @@ def test_a_command() -> None:
 async def test_a_connection_that_ends_fails_what_is_open(
     last: bytes, error: type[Exception]
 ) -> None:
-    """An answer that nobody asked for ends it too. Commands leave together, and answers keep their places."""
+    """An answer to no command ends it too. Commands leave together, and answers keep their places."""
     client, server = memory_stream_pair()
     pushed: list[Push] = []
     connection = Connection(client, pushed.append)
