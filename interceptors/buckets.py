@@ -39,15 +39,15 @@ class Buckets:
         """Take `cost` tokens (1 to `burst`) if they are there."""
         self._forget_full(now)
         full_at = max(now, self.full_at(key))
-        # Rounded to 1 us, so that a client that waits exactly `Retry-After` is not rejected by a
-        # rounding error.
+        # Both times are rounded to 1 us: a client that waits exactly `Retry-After` is not rejected
+        # by a rounding error, and a bucket that takes 60 s to fill is never reported with 61 s.
         wait_s = max(0.0, round(full_at - now - (burst - cost) / rate_per_s, 6))
         if not wait_s:
             full_at += cost / rate_per_s
             self.note(key, full_at, max_keys)
         missing = (full_at - now) * rate_per_s
         remaining = max(0, math.floor(burst - missing + 1e-6))
-        return Bucket(not wait_s, remaining, wait_s, full_at - now)
+        return Bucket(not wait_s, remaining, wait_s, round(full_at - now, 6))
 
     def full_at(self, key: str) -> float:
         """When a bucket will be full; minus infinity for an unknown one."""
