@@ -14,15 +14,29 @@ from .api import AsyncStreamInterceptor, Interceptor, StreamInterceptor
 from .dialects import MessageInterceptor, MessageStream
 from .dialects.answers import readers_for
 from .dialects.mcp_hooks import McpInterceptor
+from .event import Event
 from .hooks import Owner
 from .message import Request
 from .stream import StreamChain
+from .watcher import Watcher
 
 __all__ = ["Calls"]
 
 T = TypeVar("T")
 
 _STREAMS = (StreamInterceptor, AsyncStreamInterceptor)
+
+
+class _OnEvent(Watcher):
+    """Records calls of the `on_event` of some owners."""
+
+    def __init__(self, called: set[str], owners: set[Owner]) -> None:
+        self._called = called
+        self._owners = owners
+
+    def called(self, owner: Owner, event: Event, result: Any, seconds: float) -> None:
+        if owner in self._owners:
+            self._called.add("on_event")
 
 
 class Calls:
@@ -71,6 +85,7 @@ class Calls:
 
     def watch(self, stream: StreamChain) -> None:
         """Record calls of the hooks of an opened stream."""
+        on_event: set[Owner] = set()
         for owner, member in stream.members:
             if isinstance(owner.interceptor, McpInterceptor):
                 continue  # its streams call marked methods
@@ -80,7 +95,8 @@ class Calls:
             if isinstance(member, MessageStream) and member._driver is not None:
                 member._driver.watch(self.note)
             else:
-                stream.watch(owner, self.note)
+                on_event.add(owner)
+        stream.watch(_OnEvent(self.called, on_event))
         if not readers_for(self.request.dialect, self.request.path):
             members = {owner for owner, _ in stream.members}
             self.unrecognised += [

@@ -15,6 +15,7 @@ from .errors import EventTooLarge
 from .event import BodyEvent, Event, not_for_a_body
 from .hooks import Owner
 from .needs import Finder, finder_of, overlap_of
+from .watcher import Watcher, watched, watched_async
 from .wire_event import WireEvent
 
 __all__ = ["EventHook", "EventHooks"]
@@ -23,13 +24,23 @@ __all__ = ["EventHook", "EventHooks"]
 class EventHook:
     """One `on_event` of the chain."""
 
-    __slots__ = ("call", "is_async", "need", "ordinal", "overlap", "owner", "passes_unseen")
+    __slots__ = (
+        "_on_event",
+        "call",
+        "is_async",
+        "need",
+        "ordinal",
+        "overlap",
+        "owner",
+        "passes_unseen",
+    )
 
     def __init__(
         self, owner: Owner, stream: StreamInterceptor | AsyncStreamInterceptor, ordinal: int
     ) -> None:
         self.owner = owner
         self.call: Callable[[Event], EventResult | Awaitable[EventResult]] = stream.on_event
+        self._on_event = self.call
         self.is_async = isinstance(stream, AsyncStreamInterceptor)
         try:
             self.need: Finder | None = finder_of(stream.needs)
@@ -44,6 +55,11 @@ class EventHook:
     def wants(self, event: Event) -> bool:
         """Whether the hook must see this event. `needs` applies to events from upstream only."""
         return self.need is None or not isinstance(event, WireEvent) or event.holds(self.need)
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Report calls to `watcher` from now on; None: to nobody."""
+        wrap = watched_async if self.is_async else watched
+        self.call = self._on_event if watcher is None else wrap(watcher, self.owner, self._on_event)
 
 
 class EventHooks:

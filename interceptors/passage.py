@@ -28,6 +28,7 @@ from .framing import EventFramer, FrameKind
 from .hooks import HOLD_S
 from .large import LargePassage
 from .parts import Part, Parts
+from .watcher import Watcher
 from .wire_event import WireEvent
 
 __all__ = ["Passage"]
@@ -53,7 +54,7 @@ class Passage:
 
     __slots__ = (
         *("_cut", "_framer", "_hooks", "_is_selective", "_large", "_lf_passes", "_max_event_bytes"),
-        *("_output", "_pause", "_writer", "counts", "ended", "failure", "queue"),
+        *("_output", "_pause", "_watcher", "_writer", "counts", "ended", "failure", "queue"),
         "wrote_before_body",
     )
 
@@ -65,6 +66,7 @@ class Passage:
         self._output = output
         self._max_event_bytes = max_event_bytes
         self._pause: _Pause | None = None
+        self._watcher: Watcher | None = None
         self._large: LargePassage | None = None
         self._lf_passes = True  # the LF of a CRLF that ended an event goes where that event went
         self._cut = False  # an event without its end has left: nothing may follow it
@@ -83,16 +85,6 @@ class Passage:
         what it has not consumed.
         """
         return self._pause is not None and not self._pause.is_over
-
-    @property
-    def at_boundary(self) -> bool:
-        """Whether what has left ends with a whole event, so that an error event can follow."""
-        return self._large is None
-
-    @property
-    def between_events(self) -> bool:
-        """Whether an event may be added here: not inside an event, nor before or in a JSON body."""
-        return self._large is None and not self._framer.is_body
 
     def process(
         self, buffer: bytearray, start: int, end: int, *, final: bool = False
@@ -164,6 +156,8 @@ class Passage:
         This is `EventHooks.run_sync`, inline for hooks that return one event: each call that it
         saves is 3 to 5 % of the time of an event that passes.
         """
+        if self._watcher is not None:
+            return self._process_watched(parts, at, ends)
         hooks, output, buffer, passed, changed = self._hooks, self._output, parts.buffer, 0, 0
         try:
             for after in ends:
@@ -217,6 +211,32 @@ class Passage:
             self.counts.changed += changed
         return None
 
+    def _process_watched(self, parts: Parts, at: int, ends: Sequence[int]) -> int | None:
+        """As `_process_events`, one event after another."""
+        try:
+            for after in ends:
+                stop = self._show(WireEvent(parts.buffer, at, after), parts, at, after)
+                if stop is not None:
+                    return stop
+                at = after
+        except InterceptorError as error:
+            self.failure = error
+            return at
+        return None
+
+    def _show(self, event: WireEvent | BodyEvent, parts: Parts, at: int, end: int) -> int | None:
+        """Run the hooks over `event`, the window's `[at:end]`. Returns the index at which to stop,
+        or None. Raises `InterceptorError`.
+        """
+        if self._watcher is not None:
+            self._watcher.arrived(event)
+        try:
+            result = self._hooks.run_sync([event], 0)
+        except BaseException:
+            event.end_of_life()
+            raise
+        return self._leave(event, result, parts, at, end)
+
     def _process_other(
         self,
         kind: FrameKind,
@@ -238,16 +258,10 @@ class Passage:
             if self.counts.added or self.wrote_before_body:
                 parts.replace_by(at, end, [])  # the proxy's bytes lead: it would be part of a line
         elif kind is FrameKind.UNFINISHED:
-            event = WireEvent(buffer, at, end, False)
-            try:
-                result = hooks.run_sync([event], 0)
-            except BaseException:
-                event.end_of_life()
-                raise
-            return self._leave(event, result, parts, at, end)
+            return self._show(WireEvent(buffer, at, end, False), parts, at, end)
         elif kind is FrameKind.LARGE:
             hooks.watchers_of_large(buffer, at, end, self._max_event_bytes)
-            self.counts.passed += 1
+            self._note_large(buffer, at, end)
         elif kind is FrameKind.OVERLONG:
             return self._begin_large(buffer, at, end, final)
         else:
@@ -256,8 +270,7 @@ class Passage:
             hooks.begin_body()
             if kind is FrameKind.LARGE_BODY:
                 return self._begin_large(buffer, at + prefix, end, final, may_be_events)
-            body = BodyEvent(bytes(buffer[at + prefix : end]))
-            return self._leave(body, hooks.run_sync([body], 0), parts, at, end)
+            return self._show(BodyEvent(bytes(buffer[at + prefix : end])), parts, at, end)
         return None
 
     def _end_in_event(self) -> None:
@@ -318,6 +331,8 @@ class Passage:
         self, event: WireEvent | BodyEvent, events: list[Event], parts: Parts, at: int, end: int
     ) -> None:
         """Send `events` in place of `event`, the window's `[at:end]`."""
+        if self._watcher is not None:
+            self._watcher.left(events)
         if isinstance(event, BodyEvent):
             first = end - len(event.raw)  # the white space before it leaves with it, unchanged
             event.end_of_life()
@@ -356,8 +371,17 @@ class Passage:
             is_body=self._hooks.is_body,
             may_be_events=may_be_events,
         )
-        self.counts.passed += 1
+        self._note_large(buffer, at, end)
         return self._large.take(buffer, at, end, final=final)[0]
+
+    def _note_large(self, buffer: bytearray, at: int, end: int) -> None:
+        """No hook sees the event that `buffer[at:end]` is, or begins."""
+        self.counts.passed += 1
+        if self._watcher is not None:
+            event = WireEvent(buffer, at, end, False)
+            self._watcher.arrived(event)
+            self._watcher.left([event])
+            event.end_of_life()
 
     def _pass_large(
         self, large: LargePassage, buffer: bytearray, at: int, end: int, final: bool
@@ -370,25 +394,3 @@ class Passage:
         elif final:
             self._end_in_event()
         return at
-
-    # --- JSON responses
-
-    async def process_body(self, body: bytearray | memoryview) -> bytes | None:
-        """Show a JSON body to the hooks. Returns what replaces it, or None. Raises
-        `InterceptorError`.
-        """
-        event = BodyEvent(body)
-        self._hooks.is_body = True
-        try:
-            await self._hooks.run([event], 0)
-        finally:
-            event.end_of_life()
-        self._writer.count_body()
-        return self._hooks.body
-
-    def begin_large_body(self, buffer: bytearray, size: int) -> None:
-        """`buffer[:size]` begins a JSON body above the limit; `process` is next, with all of it.
-        Raises `EventTooLarge` when a hook needs it.
-        """
-        self._hooks.is_body = True
-        self._begin_large(buffer, 0, size, final=False)

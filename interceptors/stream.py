@@ -6,20 +6,20 @@ events that they emit. It must not know windows, sockets or who sends the parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from pools import PooledOutput
 
 from .api import Emit, Outcome
 from .errors import InterceptorError
-from .event import Event
+from .event import BodyEvent, Event
 from .event_writer import EventCounts
 from .hooks import Owner
 from .members import Member, Members
 from .message import ResponseHead
 from .parts import Part, Parts
 from .passage import Passage
+from .watcher import Watcher
 
 __all__ = ["EventCounts", "Part", "StreamChain"]
 
@@ -52,15 +52,14 @@ class StreamChain(Passage):
         """The interceptors that take part, each with its object for this stream."""
         return self._members.all
 
-    def watch(
-        self, owner: Owner, note: Callable[[str, Callable[..., Any]], Callable[..., Any]]
-    ) -> None:
-        """Replace the `on_event` of an owner by what `note` makes of it. For tests of
-        interceptors.
+    def watch(self, watcher: Watcher | None) -> None:
+        """Report events between the hooks to `watcher` from now on; None: to nobody. May be called
+        at any time. A call of an async hook that has begun is not reported.
         """
+        self._watcher = watcher
         for hook in self._hooks.hooks:
-            if hook.owner is owner:
-                hook.call = note("on_event", hook.call)
+            hook.watch(watcher)
+        self._is_selective = self._hooks.is_selective and watcher is None
 
     def pass_unseen(self) -> bool:
         """Whether every hook accepts a stream that it cannot see; then no hook is called for
@@ -93,7 +92,43 @@ class StreamChain(Passage):
         self.queue.refuse()
         await self._members.end(outcome)
 
+    # --- JSON responses
+
+    async def process_body(self, body: bytearray | memoryview) -> bytes | None:
+        """Show a JSON body to the hooks. Returns what replaces it, or None. Raises
+        `InterceptorError`.
+        """
+        event = BodyEvent(body)
+        self._hooks.is_body = True
+        if self._watcher is not None:
+            self._watcher.arrived(event)
+        try:
+            events = await self._hooks.run([event], 0)
+            if self._watcher is not None:
+                self._watcher.left(events)
+        finally:
+            event.end_of_life()
+        self._writer.count_body()
+        return self._hooks.body
+
+    def begin_large_body(self, buffer: bytearray, size: int) -> None:
+        """`buffer[:size]` begins a JSON body above the limit; `process` is next, with all of it.
+        Raises `EventTooLarge` when a hook needs it.
+        """
+        self._hooks.is_body = True
+        self._begin_large(buffer, 0, size, final=False)
+
     # --- state
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether what has left ends with a whole event, so that an error event can follow."""
+        return self._large is None
+
+    @property
+    def between_events(self) -> bool:
+        """Whether an event may be added here: not inside an event, nor before or in a JSON body."""
+        return self._large is None and not self._framer.is_body
 
     @property
     def ended_by(self) -> str | None:
@@ -155,7 +190,12 @@ class StreamChain(Passage):
 
     async def _add(self, events: list[Event], ordinal: int, parts: Parts) -> None:
         """Add events of the member with that ordinal. Raises `InterceptorError`."""
-        for item in await self._hooks.run(events, self._hooks.index_after(ordinal)):
+        if self._watcher is not None:
+            self._watcher.added(events)
+        events = await self._hooks.run(events, self._hooks.index_after(ordinal))
+        if self._watcher is not None:
+            self._watcher.left(events)
+        for item in events:
             start = self._writer.write(item)
             if start >= 0:
                 parts.replace(0, 0, start)

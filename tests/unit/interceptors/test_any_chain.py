@@ -38,6 +38,7 @@ from interceptors import (
 )
 from interceptors.errors import StaleEvent
 from interceptors.needs import Needs
+from interceptors.watcher import Watcher
 from interceptors.wire_event import WireEvent
 from pools import Pools
 
@@ -411,14 +412,35 @@ class Model:
 # The chain
 
 
-async def run(members: Iterable[Member], reads: Iterable[bytes]) -> Run:
+class Looks(Watcher):
+    """Reads every event that it is shown."""
+
+    def arrived(self, event: Event) -> None:
+        assert told(event)
+
+    def called(self, owner: Any, event: Event, result: Any, seconds: float) -> None:
+        assert told(event)
+
+    def added(self, events: Any) -> None:
+        self.left(events)
+
+    def left(self, events: Any) -> None:
+        assert all(map(told, events))
+
+
+async def run(members: Iterable[Member], reads: Iterable[bytes], watched: str = "") -> Run:
+    """`watched`: `always`, or in every second `read`."""
     chain = [Scripted(member, f"i{at}") for at, member in enumerate(members)]
     pools = Pools(json=(64, 4), leak_detection="paranoid")
     result = Run(seen=[item.seen for item in chain])
     with capture_logs() as logs:
         async with open_chain(*((item.name, item) for item in chain), pools=pools) as stream:
+            if watched:
+                stream.watch(Looks())
 
             async def emit(number: int) -> bytes:
+                if watched == "read":
+                    stream.watch(Looks() if number % 2 else None)
                 assert all(is_over(event) for item in chain for event in item.kept)
                 output = b""
                 for item in chain:
@@ -444,10 +466,14 @@ async def run(members: Iterable[Member], reads: Iterable[bytes]) -> Run:
 async def check(
     members: Iterable[Member], blocks: Iterable[bytes], *reads: Iterable[bytes]
 ) -> None:
-    """The chain does what the model does with the blocks, in each of these reads."""
+    """The chain does what the model does with the blocks, in each of these reads, also if it is
+    watched.
+    """
     expected = Model(members).read(blocks)
     for each in reads:
         assert await run(members, each) == expected
+    for watched in ("always", "read"):
+        assert await run(members, each, watched) == expected
 
 
 USUAL = [
