@@ -1,0 +1,133 @@
+"""The alert rules, the dashboard and the runbook fit each other and name what exists."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import yaml
+from support.items import ROOT, items
+from support.required import lacking
+
+RULES = ROOT / "deploy/prometheus/weirpool.rules.yml"
+RUNBOOK = (ROOT / "docs/runbook.md").read_text(encoding="utf-8")
+SEVERITIES = {"critical", "warning", "info"}
+PROMETHEUS = {"up", "ALERTS"}
+"""Metrics that Prometheus makes itself."""
+PENDING: set[str] = {
+    "process_cpu_seconds_total",
+    "process_open_fds",
+    "process_resident_memory_bytes",
+    "weirpool_config_last_reload_success_timestamp_seconds",
+    "weirpool_config_last_reload_successful",
+    "weirpool_hook_seconds_bucket",
+    "weirpool_intercepted_total",
+    "weirpool_streams_limit",
+    "weirpool_upstream_responses_total",
+    "weirpool_workers_died_total",
+}
+"""Agreed names whose metrics are not built yet."""
+
+
+def rules(kind: str) -> list[dict[str, Any]]:
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"] if kind in rule]
+
+
+def promtool(*arguments: str) -> None:
+    if shutil.which("promtool") is None:
+        lacking("promtool", "WEIRPOOL_REQUIRE_PROMTOOL")
+    done = subprocess.run(
+        ["promtool", *arguments], cwd=RULES.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_promtool_accepts_the_rules_and_their_tests_pass() -> None:
+    promtool("check", "rules", RULES.name)
+    promtool("test", "rules", "weirpool.rules.test.yml")
+
+
+def test_every_alert_is_tested_and_has_its_section_in_the_runbook() -> None:
+    names = [rule["alert"] for rule in rules("alert")]
+    assert re.findall(r"^### (\w+)$", RUNBOOK, re.MULTILINE) == names
+    tested = (RULES.parent / "weirpool.rules.test.yml").read_text()
+    for rule in rules("alert"):
+        name, notes = rule["alert"], rule["annotations"]
+        assert re.search(rf'alertname(: |="){name}\b', tested), name
+        assert notes.keys() == {"summary", "description", "runbook_url"}
+        assert notes["runbook_url"].endswith(f"docs/runbook.md#{name.lower()}")
+        section = RUNBOOK.partition(f"### {name}\n")[2].partition("\n##")[0]
+        (severity,) = re.findall(r"Severity:\s(\w+)\.", section)
+        assert rule["labels"] == {"severity": severity}
+        assert severity in SEVERITIES
+        assert "- **See it**" in section
+        assert "- **Do**" in section
+
+
+METRIC = r"[a-z_]*:[a-z_]+:\w+|\b(?:weirpool|buffer_pool|gen_ai|mcp_(?:client|server)|process_(?:cpu|open|resident))_\w+"
+
+
+def metrics_in(text: str) -> set[str]:
+    """The names of metrics in an expression, without its labels."""
+    text = re.sub(r"\{[^}]*\}|\"[^\"]*\"", "", text)
+    text = re.sub(r"\b(by|on|group_left|group_right|without|ignoring)\s*\([^)]*\)", "", text)
+    return set(re.findall(METRIC, text))
+
+
+@cache
+def existing() -> frozenset[str]:
+    """The samples' names of all metrics, and what the rules record."""
+    found = {item.partition(" ")[2] for item in items() if item.startswith("metric ")}
+    found |= {"weirpool_worker_up"}
+    suffixes = ("", "_total", "_bucket", "_count", "_sum")
+    recorded = {rule["record"] for rule in rules("record")}
+    return frozenset({name + suffix for name in found for suffix in suffixes} | recorded)
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """Each expression with its place."""
+    for rule in [*rules("alert"), *rules("record")]:
+        yield rule.get("alert") or rule["record"], rule["expr"]
+    for span in re.findall(r"`([^`\n]*)`", RUNBOOK):
+        yield f"runbook: {span}", span
+
+
+def test_every_metric_that_is_named_exists() -> None:
+    """A name that is misspelt is an alert that never fires."""
+    named = {name: place for place, text in expressions() for name in metrics_in(text)}
+    events = {item.partition(" ")[2] for item in items() if item.startswith("log ")}
+    missing = {name: named[name] for name in named.keys() - existing() - events}
+    assert missing.keys() - PENDING == set(), missing
+    assert not PENDING & existing(), "built: remove it from PENDING"
+    tested = yaml.safe_load((RULES.parent / "weirpool.rules.test.yml").read_text())
+    series = {item["series"] for test in tested["tests"] for item in test["input_series"]}
+    assert {name for text in series for name in metrics_in(text)} <= named.keys()
+
+
+def test_every_word_of_the_runbook_is_a_word_of_the_proxy() -> None:
+    """Log events, fields, outcomes, error types, labels and keys are in the source."""
+    source = "".join(
+        path.read_text()
+        for package in ("proxy", "interceptors", "pools")
+        for path in (ROOT / package).rglob("*.py")
+    )
+    keys = {item.rpartition(".")[2] for item in items() if item.startswith(("key ", "option "))}
+    words = set()
+    for span in re.findall(r"`([^`\n]*)`", RUNBOOK):
+        if re.fullmatch(r"[a-z_.]+", span):
+            words |= set(span.split("."))
+    unknown = {
+        word
+        for word in words - keys - existing() - PENDING - FIELDS
+        if "_" in word and not re.search(rf"\b{word}\b", source)
+    }
+    assert unknown == set()
+
+
+FIELDS = {"error_type", "user_agent", "request_id", "upstream_request_id"}
+"""Agreed fields of the `exchange` line."""
