@@ -17,6 +17,7 @@ from pools import decode_json, encode_json
 from .content import Contradiction, media_type
 from .errors import Misused, NotJson
 from .event import UNSET, Event, not_json
+from .operation import Operation
 from .paths import normal_path, quote_path
 from .refusals import error_format, error_json, only_id, request_ids
 from .tasks import TASK_OF, StartSoon, start_task
@@ -111,6 +112,8 @@ class Request:
         """The client's IP address; IPv4 is never written as IPv6. None for a Unix socket."""
         self.target: bytes = raw_path + b"?" + query if query else raw_path
         """Path and query as they arrived, whatever interceptors change."""
+        self.operation: Operation | None = None
+        """What `telemetry.genai` has seen of the LLM or MCP call so far; None: it does not look."""
         self.sessions: Any = None
         """Internal: the MCP sessions of the route's upstream (`dialects.mcp_sessions`)."""
         self.state: dict[str, Any] = {}

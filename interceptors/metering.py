@@ -34,6 +34,7 @@ __all__ = [
     "ask_for_usage",
     "cut_name",
     "output_of",
+    "read_asked",
     "read_call",
 ]
 
@@ -70,12 +71,17 @@ def read_call(request: Request) -> AskedCall | None:
     """
     if request.method != "POST" or not readers_for(request.dialect, request.path):
         return None
+    return read_asked(request.body)
+
+
+def read_asked(body: bytes) -> AskedCall:
+    """What a body asks for, as `read_call`."""
     try:
-        return msgspec.json.decode(request.body, type=AskedCall)
+        return msgspec.json.decode(body, type=AskedCall)
     except (msgspec.DecodeError, RecursionError):
         pass
     try:
-        return msgspec.convert(json.loads(request.body), AskedCall)
+        return msgspec.convert(json.loads(body), AskedCall)
     except (ValueError, RecursionError):
         return AskedCall()
 

@@ -9,6 +9,7 @@ from msgspec import Meta
 from interceptors import OnStoreError
 
 from .fields import (
+    Count,
     Duration,
     LocalStore,
     LogFormat,
@@ -19,7 +20,7 @@ from .fields import (
     in_order,
 )
 
-__all__ = ["Admin", "Drain", "Log", "Reporting", "Store"]
+__all__ = ["Admin", "Drain", "Log", "Reporting", "Store", "Telemetry"]
 
 
 class Reporting(Settings, frozen=True):
@@ -107,3 +108,17 @@ class Log(Settings, frozen=True):
     """`json`: one JSON object a line. `console`: for a terminal."""
     level: Annotated[LogLevel, in_order(LogLevel)] = "info"
     """The least severe level that is logged. `debug` can log content of requests and answers."""
+
+
+class Telemetry(Settings, frozen=True):
+    """What is measured of calls of models and of MCP servers, by OpenTelemetry's names."""
+
+    genai: bool = False
+    """Read the model, the tokens and the time of the first token on routes with `dialect: openai` or
+    `anthropic`, and the method on routes with `dialect: mcp`, for metrics and spans. Requests of
+    these routes ask for answers without content coding.
+    """
+    max_label_values: Count = 100
+    """How many values of a label the metrics of `genai` show, such as models; further ones are
+    `other`.
+    """

@@ -27,7 +27,7 @@ from .fields import (
     form,
     in_order,
 )
-from .process import Admin, Drain, Log, Reporting, Store
+from .process import Admin, Drain, Log, Reporting, Store, Telemetry
 
 __all__ = [
     "LEAST_SECRET",
@@ -49,6 +49,7 @@ __all__ = [
     "Route",
     "SessionAffinity",
     "Store",
+    "Telemetry",
     "Timeouts",
     "Upstream",
 ]
@@ -307,6 +308,7 @@ class Config(Settings, frozen=True):
     drain: Drain = Drain()
     admin: Admin = Admin()
     log: Log = Log()
+    telemetry: Telemetry = Telemetry()
     secret: Annotated[str, Meta(min_length=LEAST_SECRET)] | None = None
     """Signs session ids (`session_affinity`). null: the environment variable `WEIRPOOL_SECRET`, or
     else a random secret at each start.

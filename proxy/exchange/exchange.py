@@ -29,6 +29,7 @@ from ..worker.worker import NO_ROUTE, Worker
 from .client_response import ClientResponse
 from .context import ExchangeContext, Progress
 from .ending import Ending
+from .observe import settle_operation
 from .phases import serve
 from .refusal import refusal_of
 from .request import Admission, read_request
@@ -223,6 +224,7 @@ class Exchange:
             self._ending.failure,
             self._progress.first_byte_s,
         )
+        settle_operation(self._progress, outcome, failure)
         if not self._ending.whole:
             tally = self._worker.metrics.routes[route]
             tally.account(outcome, getattr(failure, "kind", None), first_byte_s)

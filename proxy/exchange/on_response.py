@@ -148,6 +148,8 @@ async def _show_head(
         is_encoded=coding != "identity",
         headers=ctx.request.headers,
     )
+    if request.operation is not None:
+        request.operation.status = received.status
     head = ResponseHead(received.status, headers, request)
     if route.chain.sees_heads:
         answer = await route.chain.on_response(head)
@@ -202,7 +204,7 @@ def _stands_for_changed(ctx: ExchangeContext, shown: ShownHead) -> bool:
     describe any body.
     """
     chain, request = ctx.route.chain, ctx.progress.request
-    if request is None or not chain.sees_streams:
+    if request is None or not chain.changes_streams:
         return False
     if request.method != "HEAD" and shown.status != 304:
         return False

@@ -19,6 +19,7 @@ import msgspec
 
 from interceptors import Outcome, Request, Response
 from interceptors.message import address
+from interceptors.operation import Operation
 
 from ..http.headers import forwards_left, refuse_trace
 from ..relay import Mover, open_relay
@@ -28,6 +29,7 @@ from ..upstream import UpstreamBody
 from ..worker.collecting import CollectedBody, too_large
 from .answer import send_answer
 from .context import ExchangeContext
+from .observe import observe_request
 from .on_response import PreparedResponse, on_response, pass_interim
 from .reconnection import move_over_connections
 from .request_body import Body
@@ -150,6 +152,8 @@ async def on_request(ctx: ExchangeContext, length: bytes | None) -> OutgoingRequ
             length = b"%d" % len(body)
     if answer is not None:
         return answer
+    if request is not None and request.operation is not None:
+        body = await observe_request(ctx, request, request.operation, body, length)
     return OutgoingRequest(request, body, length, expects_continue)
 
 
@@ -183,7 +187,7 @@ def _own_answer(ctx: ExchangeContext) -> Response | None:
 
 def _request_for_hooks(ctx: ExchangeContext, has_body: bool) -> Request:
     route, client = ctx.route, ctx.request
-    hidden = _FRAMING_AND_RANGES if route.chain.sees_streams else _FRAMING
+    hidden = _FRAMING_AND_RANGES if route.chain.changes_streams else _FRAMING
     request = Request(
         method=client.method,
         path=client.target.normal,
@@ -196,6 +200,8 @@ def _request_for_hooks(ctx: ExchangeContext, has_body: bool) -> Request:
         client=client.client,
         has_body=has_body,
     )
+    if route.observes and client.method == "POST":
+        request.operation = Operation(route.dialect.name)
     request.target = client.target.raw
     request.sessions = route.sessions
     nursery = ctx.nursery

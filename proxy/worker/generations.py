@@ -78,6 +78,11 @@ class Generation:
         """Its interceptors."""
         return tuple(self.routes.owners.values())
 
+    @property
+    def counted(self) -> tuple[Owner, ...]:
+        """Its interceptors, and the proxy's own whose time is counted."""
+        return (*self.owners, *self.routes.observers.values())
+
 
 class Generations:
     """The current generation, and replaced ones that still have exchanges."""
@@ -108,7 +113,7 @@ class Generations:
         """Sums over all generations so far, by the interceptor's name."""
         totals = dict(self._gone)
         for generation in self._all:
-            _add_totals(totals, generation.owners)
+            _add_totals(totals, generation.counted)
         return totals
 
     def collectors(self) -> Collectors:
@@ -261,7 +266,7 @@ class Generations:
 
     async def _retire(self, generation: Generation) -> None:
         self._all.remove(generation)
-        _add_totals(self._gone, generation.owners)
+        _add_totals(self._gone, generation.counted)
         self.on_retire(generation.collectors)
         used = {transport for other in self._all for transport in other.routes.transports.values()}
         for transport in generation.routes.transports.values():

@@ -14,6 +14,7 @@ import msgspec
 from interceptors.chain import Chain
 from interceptors.dialects.mcp_sessions import SessionBook
 from interceptors.hooks import Owner
+from interceptors.observing import ObserverOwner, observer_of
 from interceptors.paths import fold_path, normal_path
 
 from ..config import (
@@ -108,6 +109,8 @@ class Route:
 
     bases: tuple[bytes, ...]
     """The endpoints' own paths, if any."""
+    observes: bool
+    """Requests have a `Request.operation` (`telemetry.genai`)."""
 
     def matches(self, path: str) -> bool:
         """Whether a normal path lies under the prefix: /v1 covers /v1 and /v1/x, but not /v10 or
@@ -166,6 +169,8 @@ class RouteTable:
         self.transports: dict[str, Balancer] = dict(kept or {})
         self.owners = interceptors = load_interceptors(config)
         """The interceptors by their configured names."""
+        self.observers: dict[str, ObserverOwner] = {}
+        """By dialect, with `telemetry.genai`."""
         upstreams = {upstream.name: upstream for upstream in config.reverse_proxy.upstreams}
         for index, upstream in enumerate(config.reverse_proxy.upstreams):
             if upstream.name in self.transports:
@@ -253,6 +258,7 @@ class RouteTable:
         prefix, transport = normal_path(settings.path.encode()), self.transports[upstream.name]
         dialect = DIALECTS[settings.dialect]
         owners = [interceptors[name] for name in settings.interceptors]
+        observer = self._observer(dialect.name) if config.telemetry.genai else None
         places = {
             endpoint: _place(endpoint, prefix, settings.strip_prefix, host)
             for endpoint in transport.endpoints.all
@@ -272,7 +278,12 @@ class RouteTable:
             ),
             places=places,
             bases=tuple({endpoint.base for endpoint in transport.endpoints.all if endpoint.base}),
-            chain=Chain(dialect.surround(owners, places, transport.sessions)),
+            chain=Chain(
+                [
+                    *(() if observer is None else (observer,)),
+                    *dialect.surround(owners, places, transport.sessions),
+                ]
+            ),
             timeouts=timeouts,
             call_timeouts=CallTimeouts(
                 connect_s=timeouts.connect,
@@ -294,7 +305,14 @@ class RouteTable:
             if settings.allowed_hosts is None
             else HostList(settings.allowed_hosts),
             allowed_origins=_lowered(settings.allowed_origins),
+            observes=observer is not None,
         )
+
+    def _observer(self, dialect: str) -> ObserverOwner | None:
+        """The observer of a dialect, the first in a chain: it sees what the upstream sends."""
+        if dialect not in self.observers and (observer := observer_of(dialect)) is not None:
+            self.observers[dialect] = ObserverOwner(f"telemetry ({dialect})", observer)
+        return self.observers.get(dialect)
 
 
 def _covers(prefix: str, path: str) -> bool:
