@@ -212,7 +212,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     def reload() -> bool:
         nonlocal config
-        new = check_reload(arguments.config)
+        new = check_reload(arguments.config, group.notice)
         if new is not None:  # a later worker uses the same store as the others
             config = msgspec.structs.replace(new, store=config.store)
         return new is not None

@@ -8,6 +8,7 @@ silently ignored.
 
 from .expand import mask_references
 from .load import Checked, check_config, load_config, log_warnings, parse_config, single_upstream
+from .process import PAGES
 from .schema import (
     LEAST_SECRET,
     Admin,
@@ -34,6 +35,7 @@ from .wiring import load_interceptors
 
 __all__ = [
     "LEAST_SECRET",
+    "PAGES",
     "Admin",
     "BufferPoolSize",
     "BufferPools",

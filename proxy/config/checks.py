@@ -29,11 +29,10 @@ from .grammar import (
     prefix_problem,
     server_name_problem,
 )
+from .process import PAGES
 from .schema import Config, HeaderRules, Heartbeat, Reconnect, Route, Upstream
 
 __all__ = ["mistakes_of", "warnings_of"]
-
-_OWN_PAGES = ("/metrics", "/healthz", "/readyz", "/status")
 
 
 def mistakes_of(config: Config, bad: Collection[str] = ()) -> Iterator[Mistake]:
@@ -259,7 +258,7 @@ def _unused(config: Config, bad: Collection[str]) -> Iterator[Mistake]:
 def _shadowed(config: Config) -> Iterator[Mistake]:
     """Routes that another route, or an admin page, takes requests from."""
     admin = config.admin
-    pages = {admin.prefix + page for page in _OWN_PAGES} if admin.port is None else set()
+    pages = {admin.prefix + page for page in PAGES} if admin.port is None else set()
     paths = {normal_path(item.path.encode()): item.path for item in config.reverse_proxy.routes}
     for index, route in enumerate(config.reverse_proxy.routes):
         path, own = f"reverse_proxy.routes[{index}].path", normal_path(route.path.encode())

@@ -248,7 +248,7 @@ class _ConfigChecker(Checker):
         return kind.cls(**values) if isinstance(kind, mi.StructType) else values
 
     def allows_text_of(self, path: str) -> bool:
-        return path != "secret" and not any(
+        return path not in ("secret", "admin.token") and not any(
             part in path for part in (".options", ".headers.set", ".endpoints")
         )
 

@@ -20,7 +20,10 @@ from .fields import (
     in_order,
 )
 
-__all__ = ["Admin", "Drain", "Log", "Reporting", "Store", "Telemetry"]
+__all__ = ["PAGES", "Admin", "Drain", "Log", "Reporting", "Store", "Telemetry"]
+
+PAGES = ("/metrics", "/healthz", "/readyz", "/status", "/status/stream")
+"""The paths of the admin pages, after `admin.prefix`."""
 
 
 class Reporting(Settings, frozen=True):
@@ -70,7 +73,7 @@ class Store(Settings, frozen=True):
 
 
 class Admin(Settings, frozen=True):
-    """The pages `/metrics`, `/healthz`, `/readyz` and `/status`."""
+    """The pages `/metrics`, `/healthz`, `/readyz`, `/status` and `/status/stream`."""
 
     prefix: Annotated[
         str,
@@ -96,8 +99,18 @@ class Admin(Settings, frozen=True):
     ] = "127.0.0.1"
     """The address that `port` listens on."""
     hosts: list[str] = []
-    """Host headers for which `port` serves `/metrics` and `/status`, besides addresses and
+    """Host headers for which `port` serves all pages but the probes, besides addresses and
     `localhost`.
+    """
+    token: (
+        Annotated[
+            str,
+            Meta(pattern=r"^[!-~]{16,}\Z", extra=form("be at least 16 visible ASCII characters")),
+        ]
+        | None
+    ) = None
+    """The bearer token that `/status` and `/status/stream` require. null: none. `/metrics`,
+    `/healthz` and `/readyz` never require it.
     """
 
 

@@ -38,6 +38,8 @@ from .request_body import LINGER_S, RequestBody
 __all__ = ["Exchange"]
 
 _CONCLUDE_S = LINGER_S + 5.0
+_MOST_SHOWN = 256
+"""Characters of a path in `/status`."""
 
 
 class Exchange:
@@ -56,6 +58,7 @@ class Exchange:
         "_worker",
         "client_place",
         "is_counted",
+        "number",
         "route_name",
         "started_at",
     )
@@ -69,6 +72,7 @@ class Exchange:
         self._cancel: trio.CancelScope | None = None  # while its nursery is open
         self.started_at = self._ended_at = trio.current_time()
         self._progress = Progress(self.started_at)
+        self.number = 0
         self.route_name = NO_ROUTE
         self.is_counted = False
         self.client_place: tuple[str, str] | None = None
@@ -290,10 +294,17 @@ class Exchange:
 
     def describe(self) -> dict[str, Any]:
         """The exchange in `/status`."""
-        counts = self.counts
+        counts, upstream = self.counts, self._progress.upstream
+        endpoint = None if upstream is None else upstream.asked
+        path = self._request.target.path.decode("utf-8", "backslashreplace")
         return {
+            "id": self.number,
             "route": self.route_name,
+            "upstream": None if self._admission.route is None else self._admission.route.upstream,
+            "endpoint": None if endpoint is None else endpoint.origin,
             "client": self._request.client,
+            "method": self._request.method[:_MOST_SHOWN],
+            "path": path[:_MOST_SHOWN],
             "phase": self._progress.phase,
             "age": round(trio.current_time() - self.started_at, 3),
             "bytes": self.bytes_downstream,

@@ -72,6 +72,13 @@ class UpstreamRequest(msgspec.Struct, eq=False):
     """Of the response."""
     endpoint: Endpoint | None = None
     """The endpoint that was asked last; None before the first."""
+    waiting: UpstreamCall | None = None
+    """The call whose response is awaited."""
+
+    @property
+    def asked(self) -> Endpoint | None:
+        """As `endpoint`, also while its response is awaited."""
+        return (self.waiting and self.waiting.endpoint) or self.endpoint
 
     @property
     def may_repeat(self) -> bool:
@@ -87,13 +94,13 @@ class UpstreamRequest(msgspec.Struct, eq=False):
         `RequestRefused` for a request that cannot be sent.
         """
         route = self.route
-        call = self._make(body, last_event_id)
+        self.waiting = call = self._make(body, last_event_id)
         try:
             response = await route.transport.call(call)
         except BadRequest:
             raise self._unsendable() from None
         finally:
-            self.endpoint = call.endpoint or self.endpoint
+            self.waiting, self.endpoint = None, call.endpoint or self.endpoint
         self.body = response.body
         headers, kind, coding = end_to_end(response.headers), "", ""
         try:

@@ -1,4 +1,4 @@
-"""The admin pages (`/metrics`, `/healthz`, `/readyz`, `/status`) and their separate port.
+"""The admin pages (`PAGES` of the configuration's module) and their separate port.
 
 A page has exactly one path, byte for byte; any other spelling is an ordinary path. With
 `admin.port` only that port serves the pages, and the main port forwards their paths. The port stays
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
+from hmac import compare_digest
 from typing import Any, NamedTuple
 
 import trio
@@ -17,20 +18,29 @@ from hypercorn.trio import serve as hypercorn_serve
 from quart import Response, request
 from quart_trio import QuartTrio
 
-from ..config import Admin
+from ..config import PAGES, Admin
 from ..downstream import Scope, raw_target
 from ..errors import RequestRefused
 from ..http import Host, HostList, read_target, request_host
 from ..http.headers import refuse_two_lengths
 from .listen import bind_socket, hypercorn_config
 from .pages import Pages
+from .watching import MOST_WATCHERS
 
-__all__ = ["PAGES", "Page", "add_pages", "bind_admin", "own_page", "page_paths", "serve_admin"]
+__all__ = [
+    "Page",
+    "add_pages",
+    "bind_admin",
+    "own_page",
+    "page_paths",
+    "refuse_without",
+    "serve_admin",
+]
 
-PAGES = ("/metrics", "/healthz", "/readyz", "/status")
 _PROBES = (b"/healthz", b"/readyz")
 _TEXT = "text/plain; charset=utf-8"
 _SEND_S = 10.0
+_FRESH = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -90,9 +100,9 @@ async def serve_admin(
 ) -> None:
     """Serve the pages until cancelled. Takes ownership of the socket.
 
-    `/metrics` and `/status` require a Host that is an address, `localhost` or one of `admin.hosts`:
+    All pages but the probes require a Host that is an address, `localhost` or one of `admin.hosts`:
     with any other name a web page could reach the port through an operator's browser (DNS
-    rebinding). Probes accept every Host.
+    rebinding).
     """
     paths, hosts = page_paths(admin), HostList(["localhost", *admin.hosts])
     probes = frozenset(admin.prefix.encode() + page for page in _PROBES)
@@ -146,8 +156,26 @@ async def _no_lifespan(receive: Any, send: Any) -> None:
         await send({"type": f"lifespan.{step}.complete"})
 
 
-def add_pages(app: QuartTrio, pages: Pages, prefix: str) -> None:
+def refuse_without(token: str | None) -> Response | None:
+    """The answer to the current request if it lacks the bearer token (RFC 6750, section 2.1); None
+    if it may be served, or `token` is None.
+    """
+    if token is None:
+        return None
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and compare_digest(given.strip().encode(), token.encode()):
+        return None
+    return Response(
+        "this page requires the token of admin.token: send it as Authorization: Bearer TOKEN\n",
+        status=401,
+        content_type=_TEXT,
+        headers={"www-authenticate": 'Bearer realm="weirpool"'},
+    )
+
+
+def add_pages(app: QuartTrio, pages: Pages, admin: Admin) -> None:
     """Add the pages to the Quart app."""
+    prefix = admin.prefix
 
     @app.get(f"{prefix}/healthz")
     async def healthz() -> Response:
@@ -165,5 +193,22 @@ def add_pages(app: QuartTrio, pages: Pages, prefix: str) -> None:
         return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get(f"{prefix}/status")
-    async def status() -> dict[str, Any]:
-        return await pages.status()
+    async def status() -> Response:
+        refused = refuse_without(admin.token)
+        if refused is not None:
+            return refused
+        return Response(await pages.status_json(), content_type="application/json", headers=_FRESH)
+
+    @app.get(f"{prefix}/status/stream")
+    async def status_stream() -> Response:
+        refused = refuse_without(admin.token)
+        if refused is not None:
+            return refused
+        if pages.stream.full:
+            text = f"{MOST_WATCHERS} clients watch already: try again later\n"
+            headers = {"retry-after": "5"}
+            return Response(text, status=503, content_type=_TEXT, headers=headers)
+        events = b"" if request.method == "HEAD" else pages.stream.events()
+        response = Response(events, content_type="text/event-stream", headers=_FRESH)
+        response.timeout = None
+        return response

@@ -132,14 +132,15 @@ def create_app(
         LEAVE_S + 2
     )  # Quart-Trio then cancels the lifespan's tasks
     app.pages = page_paths(config.admin) if config.admin.port is None else frozenset()
-    add_pages(app, Pages(worker), config.admin.prefix)
+    pages = Pages(worker)
+    add_pages(app, pages, config.admin)
 
     @app.while_serving
     async def lifespan() -> Any:
         # The tasks run in Quart-Trio's lifespan nursery, which it cancels at shutdown: our own
         # nursery must not span the yield of a generator.
         try:
-            scopes = await _start(app, config)
+            scopes = await _start(app, config, pages)
         except ConfigError as error:
             structlog.get_logger("proxy").error("start_failed", errors=list(error.errors))
             raise
@@ -148,6 +149,7 @@ def create_app(
         yield
         worker.ready = False
         await worker.generations.aclose()
+        await pages.stream.aclose()
         worker.metrics.publish()
         for scope in scopes:
             scope.cancel()
@@ -161,14 +163,16 @@ async def _refuse_websocket(receive: Any, send: Any) -> None:
     await send({"type": "websocket.close"})
 
 
-async def _start(app: Weirpool, config: Config) -> list[trio.CancelScope]:
+async def _start(app: Weirpool, config: Config, pages: Pages) -> list[trio.CancelScope]:
     """Start the worker's tasks. The scopes end them. Raises `ConfigError`."""
     worker = app.worker
     store = await app.nursery.start(worker.stores.run)
     worker.start_details["store"] = worker.stores.describe()
     await worker.generations.start(app.nursery)
     runs: list[Callable[[], Awaitable[None]]] = [
-        lambda: run_reports(worker.pools, config.reporting.interval)
+        lambda: run_reports(worker.pools, config.reporting.interval),
+        worker.history.run,
+        pages.stream.run,
     ]
     if Hub.available():
         worker.hub = Hub(worker.pools)

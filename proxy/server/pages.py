@@ -6,8 +6,8 @@ not answer is reported; its counters are read from its memory.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -15,11 +15,16 @@ import trio
 
 from ..worker.counters import State
 from ..worker.families import Family, Sample, decode, encode, labelled, merge, render
-from ..worker.live import MOST_LISTED, describe_live
 from ..worker.metrics import families_in
 from ..worker.worker import Worker
+from .status import read_version, routes_in, status_of
+from .totals import Part, add_up, decode_part
+from .watching import StatusStream
 
 __all__ = ["Pages"]
+
+_IN_TOTALS = ("exchanges", "limits", "store", "recent", "window", "steps")
+"""Keys of a worker's part that `workers` does not repeat."""
 
 _SILENT_S = 3.0
 """A worker whose event loop has not run for so long is not asked."""
@@ -32,10 +37,19 @@ class Pages:
         self._worker = worker
         parts: dict[str, Callable[[], bytes]] = {
             "metrics": lambda: encode(worker.metrics.families()),
-            "status": lambda: msgspec.msgpack.encode(_status_of(worker)),
+            "status": lambda: msgspec.msgpack.encode(status_of(worker)),
         }
         self._metrics = _Asking(worker, "metrics", decode)
-        self._status: _Asking[dict[str, Any]] = _Asking(worker, "status", msgspec.msgpack.decode)
+        self._status = _Asking(worker, "status", decode_part)
+        self._version = read_version()
+        admin = worker.config.admin
+        private = admin.port is not None
+        self._shows_details = private or admin.token is not None
+        self.stream = StatusStream(
+            self.status_json,
+            # On a port of their own, the pages show a drain to its end.
+            lambda: worker.draining and not private,
+        )
         if worker.siblings is not None:
             worker.siblings.part_of = lambda page: parts[page]()
 
@@ -70,38 +84,54 @@ class Pages:
         return render(merge(parts))
 
     async def status(self) -> dict[str, Any]:
-        """The JSON of `/status`: `_status_of` for a worker that is alone. For several:
-
-        - `draining` (one of them drains), `streams` (of all)
-        - `exchanges` as of one worker, each with its `worker`
-        - `workers`: of each `worker` (its number) and the rest of its `_status_of`; `problem`
-          instead if it does not answer
+        """The JSON of `/status`, as docs/monitoring.md describes it.
 
         Waits as `metrics`.
         """
         worker = self._worker
-        own = _status_of(worker)
-        if worker.siblings is None:
-            return own
-        answers = {**await self._status.parts(), worker.index: own}
+        own = status_of(worker)
+        parts = {**await self._status.parts(), worker.index: own}
+        parts = dict(sorted(parts.items()))
         problems = _problems(worker)
         workers: list[dict[str, Any]] = []
-        exchanges: list[dict[str, Any]] = []
-        for index in range(len(worker.memories)):
-            answer = dict(answers.get(index, {"problem": problems.get(index, "no answer")}))
-            listed = answer.pop("exchanges", {"oldest": ()})["oldest"]
-            exchanges += [{"worker": index, **item} for item in listed]
-            workers.append({"worker": index, **answer})
-        exchanges.sort(key=lambda item: -item["age"])
+        silent = []
+        for index, memory in enumerate(worker.memories):
+            if index in parts:
+                workers.append({"worker": index, **_without(parts[index], _IN_TOTALS)})
+            else:
+                workers.append({"worker": index, "problem": problems.get(index, "no answer")})
+                silent.append(routes_in(memory))
+        total = add_up(parts, silent)
+        last = _last_reload([part["reload"] for part in parts.values()])
+        if not self._shows_details:
+            for item in total["exchanges"]["oldest"]:
+                item["path"] = None
+            last = last and {key: last[key] for key in ("at", "ok")}
+        alone = {"pid": own["pid"], "generations": own["generations"]}
         return {
-            "draining": any(item["draining"] for item in answers.values()),
-            "streams": sum(item["streams"] for item in answers.values()),
-            "exchanges": {
-                "total": sum(item["exchanges"]["total"] for item in answers.values()),
-                "oldest": exchanges[:MOST_LISTED],
-            },
+            "version": self._version,
+            "now": round(time.time(), 3),
+            "started_at": min(part["started_at"] for part in parts.values()),
+            **(alone if worker.siblings is None else {}),
+            **total,
+            "reload": last,
             "workers": workers,
         }
+
+    async def status_json(self) -> bytes:
+        """As `status`, encoded."""
+        return msgspec.json.encode(await self.status())
+
+
+def _without(part: Part, keys: Collection[str]) -> Part:
+    return {key: value for key, value in part.items() if key not in keys}
+
+
+def _last_reload(reloads: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """The last result of all workers: a failure counts until the worker's next success."""
+    found = [item for item in reloads if item is not None]
+    failures = [item for item in found if not item["ok"]]
+    return max(failures or found, key=lambda item: float(item["at"]), default=None)
 
 
 def _problems(worker: Worker) -> dict[int, str]:
@@ -155,54 +185,3 @@ class _Asking(Generic[_Part]):
                         continue  # cut: the worker has ended
                 self._done = number
             return self._parts
-
-
-def _status_of(worker: Worker) -> dict[str, Any]:
-    """The JSON of `/status` of a worker that is alone.
-
-    - `pid`, `draining`, `streams` (open exchanges), `generations` (configurations in use)
-    - `exchanges`: `total`, and in `oldest` at most 1,000 of them, oldest first: `route`, `client`
-      (an address, or null), `phase` (`proxy.exchange.context.Phase`), `age` in seconds, body
-      `bytes` handed to the client, and `events` that interceptors saw (null without any)
-    - `pools`: `pool`, `in_use`, `current_size`, `reuse_rate`
-    - `upstreams` by name: `endpoints` with `endpoint`, `state`, `outstanding`, and `connections`
-      with `origin`, `lent`, `idle`, `waiting`
-    """
-    return {
-        "pid": os.getpid(),
-        "draining": worker.draining,
-        "streams": len(worker.live),
-        "generations": len(worker.generations),
-        "exchanges": describe_live(worker.live),
-        "pools": [
-            {
-                "pool": item.pool,
-                "in_use": item.in_use,
-                "current_size": item.current_size,
-                "reuse_rate": item.reuse_rate,
-            }
-            for item in worker.pools.statistics()
-        ],
-        "upstreams": {
-            name: {
-                "endpoints": [
-                    {
-                        "endpoint": item.endpoint,
-                        "state": item.state,
-                        "outstanding": item.outstanding,
-                    }
-                    for item in transport.endpoint_states()
-                ],
-                "connections": [
-                    {
-                        "origin": item.origin,
-                        "lent": item.lent,
-                        "idle": item.idle,
-                        "waiting": item.waiting,
-                    }
-                    for item in transport.statistics()
-                ],
-            }
-            for name, transport in worker.routes.transports.items()
-        },
-    }

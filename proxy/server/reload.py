@@ -7,6 +7,7 @@ keep their value, and the line lists them.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ import trio
 
 from ..config import Config, check_config, log_warnings
 from ..errors import ConfigError
+from ..worker.reloads import Notice, Reload, failed
 from ..worker.worker import Worker
 
 __all__ = ["changed_paths", "check_reload", "reload_worker"]
@@ -40,6 +42,7 @@ async def reload_worker(worker: Worker, file: str | None) -> None:
     log = structlog.get_logger("proxy")
     if file is None:
         log.warning("reload", ok=False, errors=[_NO_FILE])
+        worker.reloads.fail([_NO_FILE])
         return
     before = worker.config
     try:
@@ -47,31 +50,38 @@ async def reload_worker(worker: Worker, file: str | None) -> None:
         config = checked.require()
         await worker.reload(config)
     except Exception as error:
-        _log_failure(error)
+        worker.reloads.fail(_log_failure(error))
         return
     if worker.siblings is None:  # otherwise the supervisor has logged them
         log_warnings(checked.warnings)
     changed = changed_paths(before, config)
+    applied = [path for path in changed if not _is_fixed(path)]
+    needs_restart = [path for path in changed if _is_fixed(path)]
+    worker.reloads.succeed(applied, needs_restart)
     log.info(
         "reload",
         ok=True,
-        changed=[path for path in changed if not _is_fixed(path)],
-        needs_restart=[path for path in changed if _is_fixed(path)],
+        changed=applied,
+        needs_restart=needs_restart,
         routes=[route.name for route in worker.routes.routes],
     )
 
 
-def check_reload(file: str | None) -> Config | None:
-    """Return the configuration for new workers, or None after logging its errors."""
+def check_reload(file: str | None, notice: Notice) -> Config | None:
+    """Return the configuration for new workers, or None after logging its errors. Workers find the
+    result in `notice`.
+    """
     if file is None:
         structlog.get_logger("proxy").warning("reload", ok=False, errors=[_NO_FILE])
+        notice.put(failed([_NO_FILE]))
         return None
     try:
         checked = check_config(file)
         config = checked.require()
     except Exception as error:
-        _log_failure(error)
+        notice.put(failed(_log_failure(error)))
         return None
+    notice.put(Reload(time.time(), ok=True))
     log_warnings(checked.warnings)
     return config
 
@@ -104,9 +114,13 @@ def _is_fixed(path: str) -> bool:
     return any(path == fixed or path.startswith((f"{fixed}.", f"{fixed}[")) for fixed in FIXED)
 
 
-def _log_failure(error: Exception) -> None:
+def _log_failure(error: Exception) -> list[str]:
+    """Log the errors and return them."""
     log = structlog.get_logger("proxy")
     if isinstance(error, ConfigError):
-        log.error("reload", ok=False, errors=list(error.errors))
+        errors = list(error.errors)
+        log.error("reload", ok=False, errors=errors)
     else:
-        log.error("reload", ok=False, errors=[f"{type(error).__name__}: {error}"], exc_info=error)
+        errors = [f"{type(error).__name__}: {error}"]
+        log.error("reload", ok=False, errors=errors, exc_info=error)
+    return errors

@@ -28,6 +28,7 @@ from ..upstream import Balancer
 from .counters import FIRST_FREE, CounterMemory
 from .families import Family, as_metrics, counters_of, families_of, labelled, merge
 from .logs import dropped_lines
+from .reloads import Reloads
 from .tally import ACTIONS, BUCKETS, DIRECTIONS, REFUSALS, RouteTally
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "InterceptorTotals",
     "PoolCollector",
     "ProcessCollector",
+    "ReloadCollector",
     "RouteCollector",
     "WriterCounts",
     "collected",
@@ -251,6 +253,24 @@ class StoreCollector(Collector):
         for kind, count in failures.items():
             failed.add_metric([kind], count)
         return (up, failed)
+
+
+class ReloadCollector(Collector):
+    def __init__(self, reloads: Reloads) -> None:
+        self._reloads = reloads
+
+    def collect(self) -> Iterable[Metric]:
+        successful = GaugeMetricFamily(
+            "weirpool_config_last_reload_successful",
+            "1: the last reload has succeeded, or there was none; 0: it has failed.",
+        )
+        successful.add_metric([], self._reloads.ok)
+        at = GaugeMetricFamily(
+            "weirpool_config_last_reload_success_timestamp_seconds",
+            "When the configuration in force was taken over.",
+        )
+        at.add_metric([], self._reloads.succeeded_at)
+        return (successful, at)
 
 
 class RouteCollector(Collector):

@@ -28,6 +28,8 @@ __all__ = [
 RULES = {
     "buffer_pool_high_water": "max",
     "buffer_pool_reuse_rate": "share",
+    "weirpool_config_last_reload_success_timestamp_seconds": "min",
+    "weirpool_config_last_reload_successful": "min",
     "weirpool_endpoint_up": "min",
     "weirpool_store_up": "min",
 }

@@ -18,6 +18,8 @@ MOST_LISTED = 1000
 class LiveExchange(Protocol):
     """One exchange between `Worker.enter` and `Worker.leave`."""
 
+    number: int
+    """Unique in its worker; `Worker.enter` sets it."""
     route_name: str
     """The route's label in logs and metrics."""
     started_at: float
@@ -47,7 +49,7 @@ class LiveExchange(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """The exchange in `/status`: route, client, phase, age, bytes and events."""
+        """The exchange in `/status` (`proxy.server.status.status_of`)."""
         ...
 
 

@@ -24,6 +24,7 @@ from .collectors import (
     InterceptorTotals,
     PoolCollector,
     ProcessCollector,
+    ReloadCollector,
     RouteCollector,
     StoreCollector,
     WriterCounts,
@@ -31,6 +32,7 @@ from .collectors import (
 )
 from .counters import CounterMemory
 from .families import Family, counters_of, decode, encode, families_of, merge
+from .reloads import Reloads
 from .tally import RouteTally, new_memory
 
 __all__ = [
@@ -57,6 +59,7 @@ class Metrics:
         upstreams: Callable[[], Mapping[str, Balancer]] = dict,
         memory: CounterMemory | None = None,
         store: Callable[[], tuple[bool, Mapping[str, int]]] = lambda: (True, {}),
+        reloads: Reloads | None = None,
     ) -> None:
         """`interceptor_totals`, `collectors`, `upstreams` and `store` (whether it is up, its failed
         calls by kind) are called on each scrape. `memory` has the counters of the worker's
@@ -73,6 +76,7 @@ class Metrics:
             EndpointCollector(upstreams),
             ProcessCollector(),
             StoreCollector(store),
+            ReloadCollector(reloads or Reloads()),
         ]
         self._authors = AuthorsCollector(collectors)
         for collector in (*self._in_memory, *self._read):

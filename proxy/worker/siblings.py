@@ -24,6 +24,7 @@ from interceptors.dialects.mcp_sessions import McpSessions
 from pools import decode_json, encode_json
 
 from .counters import CounterMemory
+from .reloads import Notice
 from .tally import new_memory
 
 __all__ = ["PART_S", "Group", "Mailbox", "Siblings", "open_group", "open_mailboxes"]
@@ -53,6 +54,8 @@ class Group:
     memories: Sequence[CounterMemory]
     store_url: str | None = None
     """The supervisor's own server for shared state."""
+    notice: Notice = field(default_factory=Notice)
+    """The supervisor's last reload."""
 
 
 def open_group(count: int, store_url: str | None = None) -> Group:

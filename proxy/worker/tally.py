@@ -124,6 +124,17 @@ class RouteTally:
             direction, sum(getattr(item, f"bytes_{direction}") for item in self.live)
         )
 
+    def moved(self) -> dict[str, int]:
+        """All of `bytes` and `events`, by direction and action, in one pass over the live streams."""
+        live = dict.fromkeys(_MOVED, 0)
+        for item in self.live:
+            live["downstream"] += item.bytes_downstream
+            live["upstream"] += item.bytes_upstream
+            if (counts := item.counts) is not None:
+                for action in ACTIONS:
+                    live[action] += getattr(counts, action)
+        return {name: self._so_far(name, count) for name, count in live.items()}
+
     def _so_far(self, moved: str, live: int) -> int:
         """What has been moved. A reported value stays in the memory: a counter must not decrease
         when the worker is killed.

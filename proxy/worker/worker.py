@@ -22,8 +22,10 @@ from ..hub import Hub
 from .collecting import BodyBudget
 from .counters import State
 from .generations import Generations
+from .history import History
 from .live import LiveExchange
 from .metrics import Metrics
+from .reloads import Reloads
 from .routes import Route, RouteTable
 from .siblings import Group, Siblings
 from .stores import Stores
@@ -63,6 +65,7 @@ class Worker:
         """What interceptors count and keep."""
         self.generations = Generations(config, self.stores.of, len(self.memories))
         bound_connections(config)
+        self.reloads = Reloads(None if group is None else group.notice)
         self.metrics = Metrics(
             self.pools,
             [NO_ROUTE, *(route.name for route in self.routes.routes)],
@@ -71,8 +74,12 @@ class Worker:
             upstreams=lambda: self.routes.transports,
             memory=self.memory,
             store=lambda: (self.stores.is_up, self.stores.failures),
+            reloads=self.reloads,
         )
         self.generations.on_retire = self.metrics.keep
+        self.started_at = time.time()
+        self.history = History(self.pools, self.metrics.routes)
+        """What has happened in the last minutes."""
         self.via = Via(new_pseudonym())
         """This instance in the `Via` header. `weirpool serve` gives all of its workers the same."""
         self.log: Any = structlog.get_logger("proxy").bind()
@@ -90,6 +97,8 @@ class Worker:
         self.start_details: dict[str, object] = {}
         """Further fields of the `started` line."""
         self.live: set[LiveExchange] = set()
+        self.entered = 0
+        """Exchanges so far: the number of the last one."""
         self.admitted = 0
         self.client_streams: dict[tuple[str, str], int] = {}
         """Streams of each limited client, by `client_place`."""
@@ -131,6 +140,7 @@ class Worker:
         """Register an exchange. A refused one is tracked until answered but does not count against
         the limits.
         """
+        self.entered = exchange.number = self.entered + 1
         self.generations.current.live.add(exchange)
         tally = self.metrics.routes[exchange.route_name]
         tally.begin(exchange)

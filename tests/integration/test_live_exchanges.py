@@ -74,7 +74,17 @@ async def test_status_lists_an_open_exchange(
             received += await client.stream.receive_some()
         shown = await live(p, phase)
         assert 0 <= shown.pop("age") < 60
-        expected = {"route": "/", "client": "127.0.0.1", "phase": phase}
+        expected = {
+            "id": p.worker.entered,
+            "worker": 0,
+            "route": "/",
+            "upstream": "up",
+            "endpoint": None if phase == "on_request" else upstream.url,
+            "client": "127.0.0.1",
+            "method": request_bytes.split()[0].decode(),
+            "path": None,  # these pages are public
+            "phase": phase,
+        }
         assert shown == expected | {"bytes": moved[0], "events": moved[1]}
         (exchange,) = p.worker.live
         method = request_bytes.split()[0].decode()

@@ -1,0 +1,240 @@
+"""Adds up the parts of all workers to `/status`: sums, shares, rates, times, and the history.
+
+It knows only the parts of `status.status_of` as plain data.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from pools import POOL_NAMES
+
+from ..worker.history import LENGTH, STEP_S, Counts, PoolStep, Step
+from ..worker.live import MOST_LISTED
+from ..worker.tally import BUCKETS
+
+__all__ = ["Part", "add_up", "decode_part", "quantile"]
+
+Part = dict[str, Any]
+"""A worker's part."""
+
+_QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+_WORST_FIRST = ("ejected", "probing", "up")
+
+
+def decode_part(data: bytes) -> Part:
+    """Return the part that `msgspec.msgpack` has encoded. Raises `msgspec.DecodeError`."""
+    part: Part = msgspec.msgpack.decode(data)
+    seconds, counts = part["recent"]
+    part["recent"] = seconds, msgspec.convert(counts, Counts)
+    part["window"] = msgspec.convert(part["window"], Counts)
+    part["steps"] = msgspec.convert(part["steps"], list[Step])
+    return part
+
+
+def add_up(parts: Mapping[int, Part], silent_routes: Iterable[list[dict[str, Any]]]) -> Part:
+    """The totals of the parts, by the number of their worker. `silent_routes`: `routes` of workers
+    that cannot be asked, whose counters count.
+    """
+    all_parts = list(parts.values())
+    listed = [
+        {"worker": index, **item}
+        for index, part in parts.items()
+        for item in part["exchanges"]["oldest"]
+    ]
+    listed.sort(key=lambda item: -item["age"])
+    window = _sum(part["window"] for part in all_parts)
+    return {
+        "draining": any(part["draining"] for part in all_parts),
+        "streams": sum(part["streams"] for part in all_parts),
+        "exchanges": {
+            "total": sum(part["exchanges"]["total"] for part in all_parts),
+            "oldest": listed[:MOST_LISTED],
+        },
+        "rates": _rates(all_parts),
+        "times": {"first_byte": _times(window.first_byte)},
+        "routes": _merged(
+            [*(part["routes"] for part in all_parts), *silent_routes], ("route",), _add_route
+        ),
+        "pools": _merged((part["pools"] for part in all_parts), ("pool",), _add_pool),
+        "upstreams": _upstreams(all_parts),
+        "interceptors": _interceptors(all_parts),
+        "limits": _merged((part["limits"] for part in all_parts), ("limit",), _add),
+        "store": _store(all_parts),
+        "history": history_of([part["steps"] for part in all_parts]),
+    }
+
+
+def quantile(counts: Sequence[int], share: float) -> float | None:
+    """The seconds below which a share of the exchanges stays, as Prometheus' `histogram_quantile`:
+    linear within a bucket of `BUCKETS`, at most its last bound. None without exchanges.
+    """
+    wanted, below = share * sum(counts), 0
+    if not wanted:
+        return None
+    for number, count in enumerate(counts[:-1]):
+        if below + count >= wanted:
+            lower = BUCKETS[number - 1] if number else 0.0
+            return round(lower + (BUCKETS[number] - lower) * (wanted - below) / count, 6)
+        below += count
+    return float(BUCKETS[-1])
+
+
+def history_of(workers: Sequence[Sequence[Step]]) -> dict[str, Any]:
+    """The last 15 minutes of all workers: `step` in seconds, `end` of the last one, and a list for
+    each series, oldest first.
+    """
+    now = int(time.time() / STEP_S)
+    current = [steps for steps in workers if steps and steps[-1].number >= now - 2]
+    # The last step that all of them have ended.
+    last = min((steps[-1].number for steps in current), default=now)
+    first = min((steps[0].number for steps in current), default=now + 1)
+    numbers = range(max(first, last - LENGTH + 1), last + 1)
+    by_number: dict[int, list[Step]] = {number: [] for number in numbers}
+    for steps in current:
+        for step in steps:
+            if step.number in by_number:
+                by_number[step.number].append(step)
+    columns = list(by_number.values())
+    counts = [_sum(step.counts for step in column) for column in columns]
+    return {
+        "step": STEP_S,
+        "end": last * STEP_S,
+        "streams": [sum(step.streams for step in column) for column in columns],
+        "exchanges": [item.exchanges / STEP_S for item in counts],
+        "failures": [item.failures / STEP_S for item in counts],
+        "events": [item.events / STEP_S for item in counts],
+        "bytes": [item.bytes / STEP_S for item in counts],
+        "first_byte": {
+            name: [quantile(item.first_byte, share) for item in counts]
+            for name, share in _QUANTILES.items()
+        },
+        "pools": {
+            name: _pool_series([[step.pools[at] for step in column] for column in columns])
+            for at, name in enumerate(POOL_NAMES)
+        },
+    }
+
+
+def _pool_series(columns: Sequence[Sequence[PoolStep]]) -> dict[str, list[Any]]:
+    return {
+        "in_use": [sum(item.in_use for item in column) for column in columns],
+        "idle": [sum(item.idle for item in column) for column in columns],
+        "reuse_rate": [
+            _share(sum(item.reuses for item in column), sum(item.allocations for item in column))
+            for column in columns
+        ],
+        "discards": [sum(item.discards for item in column) for column in columns],
+    }
+
+
+def _share(reuses: int, allocations: int) -> float | None:
+    leases = reuses + allocations
+    return round(reuses / leases, 4) if leases else None
+
+
+def _sum(counts: Iterable[Counts]) -> Counts:
+    total = Counts()
+    for item in counts:
+        total += item
+    return total
+
+
+def _rates(parts: Sequence[Part]) -> dict[str, Any]:
+    """What happens in a second, of the last 2.5 to 7.5 seconds."""
+    rates = dict.fromkeys(("exchanges", "failures", "events", "bytes"), 0.0)
+    for part in parts:
+        seconds, counts = part["recent"]
+        for name in rates:
+            rates[name] += getattr(counts, name) / max(seconds, 0.1)
+    return {name: round(rate, 2) for name, rate in rates.items()}
+
+
+def _times(counts: Sequence[int]) -> dict[str, Any]:
+    """Quantiles of the last minute, in seconds."""
+    return {
+        "count": sum(counts),
+        **{name: quantile(counts, share) for name, share in _QUANTILES.items()},
+    }
+
+
+def _merged(
+    lists: Iterable[Sequence[dict[str, Any]]],
+    keys: Sequence[str],
+    add: Callable[[dict[str, Any], dict[str, Any]], None],
+) -> list[dict[str, Any]]:
+    """Merge records with the same keys by `add(into, other)`. The records do not change."""
+    merged: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for records in lists:
+        for record in records:
+            key = tuple(record[name] for name in keys)
+            if key in merged:
+                add(merged[key], record)
+            else:
+                merged[key] = _copy(record)
+    return list(merged.values())
+
+
+def _copy(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: dict(item) if isinstance(item, dict) else item for key, item in record.items()}
+
+
+def _add(into: dict[str, Any], other: dict[str, Any]) -> None:
+    """Add the numbers of a record, also one level below."""
+    for key, value in other.items():
+        if isinstance(value, dict):
+            _add(into[key], value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            into[key] = into.get(key, 0) + value
+
+
+def _add_route(into: dict[str, Any], other: dict[str, Any]) -> None:
+    _add(into, other)
+    if into["upstream"] is None:  # of a worker that cannot be asked
+        into |= {key: other[key] for key in ("upstream", "dialect", "interceptors")}
+
+
+def _add_pool(into: dict[str, Any], other: dict[str, Any]) -> None:
+    kept = {"size": into["size"], "high_water": max(into["high_water"], other["high_water"])}
+    _add(into, other)
+    into |= kept
+    into["reuse_rate"] = _share(into["reuses"], into["allocations"]) or 0.0
+
+
+def _add_endpoint(into: dict[str, Any], other: dict[str, Any]) -> None:
+    _add(into, other)
+    into["state"] = min(into["state"], other["state"], key=_WORST_FIRST.index)
+
+
+def _upstreams(parts: Sequence[Part]) -> dict[str, Any]:
+    names = dict.fromkeys(name for part in parts for name in part["upstreams"])
+    found = {
+        name: [part["upstreams"][name] for part in parts if name in part["upstreams"]]
+        for name in names
+    }
+    return {
+        name: {
+            "endpoints": _merged(
+                (item["endpoints"] for item in items), ("endpoint",), _add_endpoint
+            ),
+            "connections": _merged((item["connections"] for item in items), ("origin",), _add),
+        }
+        for name, items in found.items()
+    }
+
+
+def _interceptors(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    merged = _merged((part["interceptors"] for part in parts), ("interceptor",), _add)
+    for item in merged:
+        item["seconds_per_event"] = item["seconds"] / item["events"] if item["events"] else None
+    return merged
+
+
+def _store(parts: Sequence[Part]) -> dict[str, Any]:
+    stores = _merged(([part["store"]] for part in parts), (), _add)
+    store = stores[0] if stores else {"at": None, "failures": {}}
+    return {**store, "up": all(part["store"]["up"] for part in parts)}

@@ -1,0 +1,167 @@
+"""What a worker has done in the last 15 minutes, in steps of 5 seconds, for `/status`.
+
+Steps begin at whole multiples of 5 s of the wall clock, so that those of several workers and
+machines agree. A step costs one pass over the live exchanges. It knows nothing of pages.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from itertools import islice
+
+import msgspec
+import trio
+
+from interceptors import Outcome
+from pools import Pools
+
+from .tally import BUCKETS, RouteTally
+
+__all__ = ["FAILURES", "LENGTH", "STEP_S", "Counts", "History", "PoolStep", "Step"]
+
+STEP_S = 5.0
+LENGTH = 180
+"""Steps that are kept."""
+_FROM_UPSTREAM = ("passed", "changed", "dropped")
+_WINDOW = 12
+"""Steps that the times in `/status` are about."""
+_LEAST_S = 2.5
+"""Rates are those of at least so many seconds."""
+
+FAILURES = (Outcome.UPSTREAM_ERROR, Outcome.UPSTREAM_TIMEOUT, Outcome.INTERNAL_ERROR)
+"""Outcomes that are counted as failures: those of the upstream, and of the proxy."""
+
+
+class PoolStep(msgspec.Struct, array_like=True):
+    """One pool: buffers at the end of a step, and what happened to them in it."""
+
+    in_use: int = 0
+    idle: int = 0
+    allocations: int = 0
+    reuses: int = 0
+    discards: int = 0
+
+
+class Counts(msgspec.Struct, array_like=True):
+    """What has happened, in a step or so far."""
+
+    exchanges: int = 0
+    """Exchanges that have ended."""
+    failures: int = 0
+    events: int = 0
+    """Events that came from upstreams, of streams that interceptors see."""
+    bytes: int = 0
+    """Body bytes to clients."""
+    first_byte: list[int] = msgspec.field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
+    """Exchanges by their time to the first byte, in the buckets of `tally.BUCKETS`."""
+
+    def __sub__(self, other: Counts) -> Counts:
+        return Counts(
+            self.exchanges - other.exchanges,
+            self.failures - other.failures,
+            self.events - other.events,
+            self.bytes - other.bytes,
+            [one - two for one, two in zip(self.first_byte, other.first_byte, strict=True)],
+        )
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.exchanges + other.exchanges,
+            self.failures + other.failures,
+            self.events + other.events,
+            self.bytes + other.bytes,
+            [one + two for one, two in zip(self.first_byte, other.first_byte, strict=True)],
+        )
+
+
+class Step(msgspec.Struct, array_like=True):
+    """One step of one worker."""
+
+    number: int
+    """Wall clock at its end, in steps since 1970."""
+    streams: int
+    """Open exchanges at its end."""
+    counts: Counts
+    pools: list[PoolStep]
+    """In the order of `pools.POOL_NAMES`."""
+
+
+class History:
+    """The last steps of one worker."""
+
+    def __init__(self, pools: Pools, routes: Mapping[str, RouteTally]) -> None:
+        """`routes`: all tallies of the worker, now and later."""
+        self._pools = pools
+        self._routes = routes
+        self.steps: deque[Step] = deque(maxlen=LENGTH)
+        """Oldest first."""
+        now, counts = time.monotonic(), self.counts()
+        self._marks = deque([(now, counts)], maxlen=2)  # of the ends of steps
+        self._number = int(time.time() / STEP_S)
+        self._used = self._pools.statistics()
+
+    def counts(self) -> Counts:
+        """Everything so far."""
+        total = Counts()
+        for tally in self._routes.values():
+            moved = tally.moved()
+            total.bytes += moved["downstream"]
+            total.events += sum(moved[action] for action in _FROM_UPSTREAM)
+            for outcome in Outcome:
+                ended = int(tally.exchanges(outcome))
+                total.exchanges += ended
+                if outcome in FAILURES:
+                    total.failures += ended
+            for number, count in enumerate(tally.time_to_first_byte()[0]):
+                total.first_byte[number] += int(count)
+        return total
+
+    def recent(self) -> tuple[float, Counts]:
+        """Seconds, at least `_LEAST_S` once the worker is that old, and what happened in them."""
+        now, counts = time.monotonic(), self.counts()
+        at, before = next(
+            (mark for mark in reversed(self._marks) if now - mark[0] >= _LEAST_S), self._marks[0]
+        )
+        return now - at, counts - before
+
+    def window(self) -> Counts:
+        """What happened in the last minute."""
+        counts = self.counts() - self._marks[-1][1]
+        for step in islice(reversed(self.steps), _WINDOW):
+            counts += step.counts
+        return counts
+
+    def note(self, number: int) -> None:
+        """End the step before `number`."""
+        if number == self._number:
+            return
+        if number < self._number:  # the clock was set back
+            self.steps.clear()
+            self._number = number - 1
+        counts, used = self.counts(), self._pools.statistics()
+        pools = [
+            PoolStep(
+                new.in_use,
+                new.current_size,
+                new.allocations - old.allocations,
+                new.reuses - old.reuses,
+                new.discards - old.discards,
+            )
+            for old, new in zip(self._used, used, strict=True)
+        ]
+        streams = sum(len(tally.live) for tally in self._routes.values())
+        # A busy worker can miss steps: they have nothing happen in them.
+        for skipped in range(max(number - LENGTH, self._number + 1), number):
+            idle = [PoolStep(item.in_use, item.idle) for item in pools]
+            self.steps.append(Step(skipped, streams, Counts(), idle))
+        self.steps.append(Step(number, streams, counts - self._marks[-1][1], pools))
+        self._marks.append((time.monotonic(), counts))
+        self._number, self._used = number, used
+
+    async def run(self) -> None:
+        """Note each step until cancelled."""
+        while True:
+            await trio.sleep(STEP_S - time.time() % STEP_S)
+            self.note(round(time.time() / STEP_S))
