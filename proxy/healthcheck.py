@@ -42,10 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         admin = _read_admin(arguments.config)
         host, colon, port = arguments.bind.rpartition(":")
-        if not colon or not port.isdigit():
-            raise ValueError(f"--bind: {arguments.bind!r} is not HOST:PORT")
         tls = arguments.tls
-        if admin.get("port") not in (None, "null"):
+        has_admin_port = admin.get("port") not in (None, "null")
+        if arguments.bind == "systemd":
+            if not has_admin_port:
+                raise ValueError(
+                    "--bind systemd: give the address of the socket, or set admin.port"
+                )
+        elif not colon or not port.isdigit():
+            raise ValueError(f"--bind: {arguments.bind!r} is not HOST:PORT")
+        if has_admin_port:
             host, port, tls = str(admin.get("host", "127.0.0.1")), str(int(admin["port"])), False
     except (OSError, ValueError, yaml.YAMLError) as error:
         sys.stderr.write(f"healthcheck: {error}\n")

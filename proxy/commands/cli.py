@@ -22,11 +22,12 @@ import structlog
 
 from ..config import Checked, check_config, log_warnings, single_upstream
 from ..errors import ConfigError, Problem, StartError
-from ..server.admin import bind_admin
-from ..server.listen import Tls, bind_sockets
+from ..server.activation import open_sockets
+from ..server.listen import Tls
 from ..server.local_store import LocalStore
+from ..server.notify import Reports, find_notifier
 from ..server.reload import check_reload
-from ..server.serve import START_FAILED, Serving, hold_reloads, run_server
+from ..server.serve import START_FAILED, Serving, hold_reloads, run_server, time_to_end_s
 from ..server.supervisor import run_workers
 from ..worker.logs import configure_logging
 from ..worker.secret import log_random_secret, new_random_secret
@@ -142,7 +143,8 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         "--bind",
         metavar="HOST:PORT",
         action="append",
-        help="address to listen on, repeatable (default: 127.0.0.1:8000)",
+        help="address to listen on, repeatable; systemd for the sockets that systemd passes"
+        " (default: those, otherwise 127.0.0.1:8000)",
     )
     serve.add_argument(
         "--certfile",
@@ -198,27 +200,37 @@ def _serve(arguments: argparse.Namespace) -> int:
         store = LocalStore.find()
     store_url = None if store is None else store.url
     group = open_group(arguments.workers, store_url) if arguments.workers > 1 else None
+    sockets = open_sockets(arguments.bind, config)
+    notifier = find_notifier()
     serving = Serving(
-        sockets=bind_sockets(
-            arguments.bind or ["127.0.0.1:8000"], config.reverse_proxy.timeouts.send
-        ),
-        admin_socket=bind_admin(config.admin),
+        sockets=sockets.main,
+        admin_socket=sockets.admin,
         tls=tls,
         file=arguments.config,
         group=group,
+        notifier=notifier if group is None else None,
     )
     if group is None:
         return run_server(config, serving)
+    reports = None
+    if notifier is not None:
+        reports = Reports(notifier, group.memories, time_to_end_s(config))
 
     def reload() -> bool:
         nonlocal config
         new = check_reload(arguments.config, group.notice)
         if new is not None:  # a later worker uses the same store as the others
             config = msgspec.structs.replace(new, store=config.store)
+            if reports is not None:
+                reports.stop_s = time_to_end_s(config)
         return new is not None
 
     return run_workers(
-        lambda index, fd: run_server(config, serving, index, fd), reload, group.memories, store
+        lambda index, fd: run_server(config, serving, index, fd),
+        reload,
+        group.memories,
+        store,
+        reports,
     )
 
 

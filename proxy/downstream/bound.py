@@ -63,6 +63,11 @@ class ClientConnections:
     def __iter__(self) -> Iterator[Closable]:
         return iter(self._open)
 
+    @property
+    def has_unused(self) -> bool:
+        """Whether a connection has had no request yet."""
+        return bool(self._unused)
+
     def enter(self, connection: Closable) -> None:
         """Register a new connection. Closes another one, or this one, if there are too many."""
         while len(self._open) >= self.limit and self._close_one():

@@ -28,6 +28,7 @@ from .pages import Pages
 from .watching import MOST_WATCHERS
 
 __all__ = [
+    "ADMIN_SEND_S",
     "Page",
     "add_pages",
     "bind_admin",
@@ -39,7 +40,7 @@ __all__ = [
 
 _PROBES = (b"/healthz", b"/readyz")
 _TEXT = "text/plain; charset=utf-8"
-_SEND_S = 10.0
+ADMIN_SEND_S = 10.0
 _FRESH = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
@@ -50,7 +51,7 @@ def bind_admin(admin: Admin) -> socket.socket | None:
     if admin.port is None:
         return None
     host = f"[{admin.host}]" if ":" in admin.host else admin.host
-    return bind_socket(f"{host}:{admin.port}", _SEND_S, "admin.port")
+    return bind_socket(f"{host}:{admin.port}", ADMIN_SEND_S, "admin.port")
 
 
 def page_paths(admin: Admin) -> frozenset[bytes]:

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import socket
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,19 +28,23 @@ from ..config import Config
 from ..downstream import (
     ServerConfig,
     announce_end,
+    client_connections,
     connections_by_open_files,
     cut_connections,
     end_idle_connections,
 )
 from ..http.headers import Via, new_pseudonym
+from ..worker.generations import LEAVE_S
 from ..worker.logs import flush_log
 from ..worker.siblings import Group
 from ..worker.worker import Worker
 from .app import Weirpool, create_app
 from .listen import Tls, bind_sockets, hypercorn_config, name_of
+from .notify import Notifier, Reports, keep_reporting
 from .reload import reload_worker
 
 __all__ = [
+    "FIRST_REQUEST_S",
     "LAST_WORDS_S",
     "START_FAILED",
     "Serving",
@@ -47,11 +52,15 @@ __all__ = [
     "hold_reloads",
     "run_server",
     "serve_app",
+    "time_to_end_s",
 ]
 
 LAST_WORDS_S = 2.0
 """Time for a stream's error event and its end after `drain.timeout`; then its connection is reset.
 """
+
+FIRST_REQUEST_S = 1.0
+"""Time for the first request on a connection that was accepted just before the listeners close."""
 
 START_FAILED = 3
 """Exit status of a process that could not start to serve; its `start_failed` line has the reason.
@@ -59,6 +68,7 @@ START_FAILED = 3
 
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _SAME_SIGNAL_S = 1.0
+_POLL_S = 0.01
 _COLLECT_AFTER = (5000, 10, 10)
 
 
@@ -77,6 +87,14 @@ class Serving:
     """The workers, if there are several."""
     pseudonym: str = field(default_factory=new_pseudonym)
     """The name of all workers in `Via`."""
+    notifier: Notifier | None = None
+    """The service manager, if this process reports to it."""
+
+
+def time_to_end_s(config: Config) -> float:
+    """The longest time from SIGTERM to the end of a process, in seconds."""
+    drain = config.drain
+    return drain.delay + FIRST_REQUEST_S + drain.timeout + 2 * LAST_WORDS_S + LEAVE_S
 
 
 def hold_reloads() -> None:
@@ -148,11 +166,13 @@ async def _drain(
     worker.ready = False  # load balancers have `delay` to notice while everything still works
     await trio.sleep(drain.delay)
     server.graceful_timeout = (
-        drain.timeout + 2 * LAST_WORDS_S
+        FIRST_REQUEST_S + drain.timeout + 2 * LAST_WORDS_S
     )  # a little longer than the streams' own end
+    server.close_listeners()
+    listeners_close.set()
+    await _serve_accepted()
     worker.start_draining()
     announce_end(server)
-    listeners_close.set()
     with trio.move_on_after(drain.timeout):
         await worker.none_left.wait()
     worker.stop_live()
@@ -167,6 +187,17 @@ async def _drain(
         structlog.get_logger("proxy").warning("drain_cut", connections=cut)
 
 
+async def _serve_accepted() -> None:
+    """Wait until the connections that were accepted last have sent their first requests, at most
+    `FIRST_REQUEST_S`. If another process listens on the socket, their clients could not know that
+    this one ends.
+    """
+    for _ in range(round(FIRST_REQUEST_S / _POLL_S)):
+        await trio.sleep(_POLL_S)  # first: the task of a connection registers it
+        if not client_connections.has_unused:
+            return
+
+
 async def _serve_until_signal(app: Weirpool, serving: Serving, parent_alive_fd: int | None) -> None:
     shutdown = trio.Event()
     async with trio.open_nursery() as nursery:
@@ -176,6 +207,12 @@ async def _serve_until_signal(app: Weirpool, serving: Serving, parent_alive_fd: 
             nursery.cancel_scope.cancel()
 
         reloads = _Reloads()
+        if serving.notifier is not None:
+            reports = reloads.reports = Reports(
+                serving.notifier, [app.worker.memory], time_to_end_s(app.worker.config)
+            )
+            nursery.start_soon(keep_reporting, reports, app.worker.memory)
+            nursery.start_soon(_report_stop, reports, shutdown)
         await nursery.start(_watch_signals, shutdown, reloads)
         if parent_alive_fd is not None:
             nursery.start_soon(_watch_parent, parent_alive_fd, shutdown)
@@ -200,6 +237,7 @@ class _Reloads:
 
     def __init__(self) -> None:
         self._wanted = trio.Event()
+        self.reports: Reports | None = None
 
     def want(self) -> None:
         self._wanted.set()
@@ -208,7 +246,13 @@ class _Reloads:
         while True:
             await self._wanted.wait()
             self._wanted = trio.Event()
+            if self.reports is not None:
+                self.reports.reloading()
+            began_at = time.monotonic()
             await reload_worker(worker, file)
+            worker.memory.reloaded_at = began_at
+            if self.reports is not None:
+                self.reports.stop_s = time_to_end_s(worker.config)
 
 
 async def _watch_signals(
@@ -236,6 +280,11 @@ async def _watch_signals(
             # Trio restores the default action, and a second signal would end the process before it
             # has written its last log lines.
             signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+
+
+async def _report_stop(reports: Reports, shutdown: trio.Event) -> None:
+    await shutdown.wait()
+    reports.stopping()
 
 
 async def _watch_parent(fd: int, shutdown: trio.Event) -> None:

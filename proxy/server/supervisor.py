@@ -20,6 +20,7 @@ import structlog
 from ..worker.counters import CounterMemory
 from ..worker.logs import flush_log
 from .local_store import LocalStore
+from .notify import Reports
 from .serve import START_FAILED
 
 __all__ = ["run_workers"]
@@ -35,6 +36,7 @@ def run_workers(
     reload: Callable[[], bool],
     memories: Sequence[CounterMemory],
     store: LocalStore | None = None,
+    reports: Reports | None = None,
 ) -> int:
     """Keep a worker for each of `memories` running until SIGTERM or SIGINT. `run(index, fd)` serves
     in the child and returns its exit status.
@@ -43,9 +45,9 @@ def run_workers(
     Returns 0 if every worker ended well after the signal. A dead worker is replaced, at most once a
     second for each index. If one of the first workers cannot start to serve (`START_FAILED`), all
     end, and that status is returned. `store`: a server that starts before them, is replaced in the
-    same way, and ends after them.
+    same way, and ends after them. `reports`: to the service manager.
     """
-    return _Supervisor(run, reload, memories, store).run()
+    return _Supervisor(run, reload, memories, store, reports).run()
 
 
 class _Supervisor:
@@ -55,8 +57,10 @@ class _Supervisor:
         reload: Callable[[], bool],
         memories: Sequence[CounterMemory],
         store: LocalStore | None,
+        reports: Reports | None,
     ) -> None:
         self._store = store
+        self._reports = reports
         self._run = run
         self._reload = reload
         self._memories = memories
@@ -90,23 +94,36 @@ class _Supervisor:
             self._start(index)
         while self._workers or (self._due and not self._stopping):
             self._wait()
+            if self._reports is not None:
+                self._reports.step()
             for index in [index for index, at in self._due.items() if at <= time.monotonic()]:
                 del self._due[index]
                 self._start(index)
         return self._worst
 
     def _wait(self) -> None:
-        """Wait for a signal or the time of a replacement, and act on it."""
-        timeout_s = max(0.0, min(self._due.values()) - time.monotonic()) if self._due else None
-        ready, _, _ = select.select([self._signals], [], [], timeout_s)
+        """Wait for a signal, or for the time of a replacement or a report, and act on a signal."""
+        waits_s = [max(0.0, at - time.monotonic()) for at in self._due.values()]
+        if self._reports is not None:
+            waits_s.append(self._reports.next_s)
+        ready, _, _ = select.select([self._signals], [], [], min(waits_s, default=None))
         if not ready:
             return
         for number in os.read(self._signals, 512):
             if number in _ENDING:
                 self._stop(number)
-            elif number == signal.SIGHUP and not self._stopping and self._reload():
-                self._pass_on(number)
+            elif number == signal.SIGHUP and not self._stopping:
+                self._reload_workers()
         self._reap()
+
+    def _reload_workers(self) -> None:
+        if self._reports is not None:
+            self._reports.reloading()
+        if self._reload():
+            self._pass_on(signal.SIGHUP)
+            return
+        for memory in self._memories:
+            memory.reloaded_at = time.monotonic()  # nothing is left to do
 
     def _reap(self) -> None:
         while self._workers:
@@ -145,6 +162,7 @@ class _Supervisor:
                 assert self._store is not None
                 self._store.start()
                 return
+            self._memories[index].reloaded_at = time.monotonic()  # it has the newest configuration
             pid = os.fork()
             if pid == 0:
                 self._become_worker(index)
@@ -180,6 +198,8 @@ class _Supervisor:
         self._stopping = True
         for memory in self._memories:
             memory.stop()  # first: a probe must not find the group ready when one worker drains
+        if self._reports is not None:
+            self._reports.stopping()
         self._pass_on(number)
 
     def _pass_on(self, number: int) -> None:

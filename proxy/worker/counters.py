@@ -22,13 +22,14 @@ __all__ = ["FIRST_FREE", "HEADER_CELLS", "Cells", "CounterMemory", "State"]
 
 Cells = MutableSequence[float]
 
-FIRST_FREE = 8
+FIRST_FREE = 9
 """The first cell of the header that is not used here."""
 HEADER_CELLS = 32
 
 _MOST_ROUTES = 2048
 _NAMES_BYTES = 1 << 18
-_ROUTES, _STOPPING, _TURN, _SIZE, _STATE, _SEEN_AT, _ADMITTED = 0, 1, 2, 3, 5, 6, 7  # header
+# The header; _SIZE has two cells.
+_ROUTES, _STOPPING, _TURN, _SIZE, _STATE, _SEEN_AT, _ADMITTED, _RELOADED_AT = 0, 1, 2, 3, 5, 6, 7, 8
 
 
 class State(IntEnum):
@@ -113,6 +114,17 @@ class CounterMemory:
     def silent_s(self) -> float:
         """Seconds since the last `seen`."""
         return time.monotonic() - self.cells[_SEEN_AT]
+
+    @property
+    def reloaded_at(self) -> float:
+        """When the last finished reload began, whether it succeeded or not, by `time.monotonic`; 0:
+        none has.
+        """
+        return self.cells[_RELOADED_AT]
+
+    @reloaded_at.setter
+    def reloaded_at(self, at: float) -> None:
+        self.cells[_RELOADED_AT] = at
 
     @property
     def admitted(self) -> int:

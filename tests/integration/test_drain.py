@@ -224,9 +224,20 @@ async def test_during_the_delay_everything_works_but_readyz(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("begun", ["", "GET / HTTP/1.1\r\nHo"], ids=["idle", "within a head"])
 async def test_a_new_request_on_an_open_connection_is_refused(begun: str, tmp_path: Path) -> None:
-    """While another stream continues."""
-    async with serving(tmp_path, one_event, drain="timeout: 2") as server:
+    """While another stream continues. It is not the first one on its connection, which is served
+    for a second (`test_systemd.py`).
+    """
+
+    async def script(peer: Peer) -> None:
+        while (await peer.request()).target == b"/short":
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        await peer.start_stream()
+        await peer.wait_closed()
+
+    async with serving(tmp_path, script, drain="timeout: 2") as server:
         live, late = await open_client(server.port), await open_client(server.port)
+        await late.send("GET", "/short")
+        assert (await late.answer()).complete
         await live.send("GET", "/")
         await live.head()
         await late.stream.send_all(begun.encode())

@@ -19,12 +19,12 @@ import yaml
 from hypercorn.config import Config as HypercornConfig
 from support.pages import blocks_of
 from support.process import run_command
+from support.required import lacking
 
 from proxy import healthcheck
-from proxy.config import Config, load_config, parse_config
+from proxy.config import load_config, parse_config
 from proxy.server.listen import hypercorn_config
-from proxy.server.serve import LAST_WORDS_S
-from proxy.worker.generations import LEAVE_S
+from proxy.server.serve import time_to_end_s
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -39,10 +39,6 @@ def kubernetes() -> dict[str, Any]:
     return {
         item["kind"]: item for item in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
     }
-
-
-def time_to_end_s(config: Config) -> float:
-    return config.drain.delay + config.drain.timeout + 2 * LAST_WORDS_S + LEAVE_S
 
 
 @pytest.mark.parametrize("file", ["weirpool.yaml", "kubernetes.yaml"])
@@ -102,11 +98,13 @@ def verify(*command: str) -> None:
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
-    """But for the program, which is not installed here."""
-    unit = tmp_path / "weirpool.service"
-    text = (DEPLOY / "weirpool.service").read_text()
-    unit.write_text(text.replace("/opt/weirpool/bin/weirpool", "/bin/true"))
-    verify("systemd-analyze", "verify", str(unit))
+    """But for the program, which is not installed here. It reads the socket's unit, too."""
+    if shutil.which("systemd-analyze") is None:
+        lacking("systemd", "WEIRPOOL_REQUIRE_SYSTEMD")
+    for name in ("weirpool.socket", "weirpool.service"):
+        text = (DEPLOY / name).read_text()
+        (tmp_path / name).write_text(text.replace("/opt/weirpool/bin/weirpool", "/bin/true"))
+    verify("systemd-analyze", "verify", str(tmp_path / "weirpool.service"))
 
 
 def test_the_service_does_not_begin_again_for_a_wrong_configuration() -> None:
@@ -199,6 +197,8 @@ def test_the_health_check_follows_the_configuration(
     assert check("", f"[::ffff:127.0.0.1]:{page}") == 0
     assert check("", not_served) == 1
     assert check("", "8000") == 2
+    assert check("", "systemd") == 2
+    assert check(f"admin: {{port: {page}}}", "systemd") == 0
     assert check("[", served) == 2
     assert check("nonsense: 1", served) == 0
     assert check(f"admin: {{port: {page}, host: 0.0.0.0}}", not_served) == 0
