@@ -103,6 +103,8 @@ class Budget(Metering):
         self._estimated = Counter(
             "weirpool_budget_estimated", "Answers settled without a whole report.", registry=None
         )
+        for limit in options.limits:  # from 0 on: rates do not see a series' first value
+            (self._over if limit.soft else self._refused).labels(limit.name)
 
     def collectors(self) -> Iterable[Collector]:
         return self._refused, self._over, self._spent, self._estimated
