@@ -123,11 +123,8 @@ class Audit(Interceptor):
         exchange = request.state.get(_ID)
         if exchange is None:
             exchange = request.state[_ID] = token_hex(8)
-        self._writer.put(
-            encode_line(
-                {"time": datetime.now(UTC), "event": event, "exchange": exchange, **details}
-            )
-        )
+        ids = {"exchange": exchange, "request_id": request.request_id}
+        self._writer.put(encode_line({"time": datetime.now(UTC), "event": event, **ids, **details}))
 
     def _chosen(self, headers: Headers) -> dict[str, str]:
         return {name: headers[name] for name in self._headers if name in headers}
@@ -179,7 +176,7 @@ class _AuditStream(StreamInterceptor):
 def _about(request: Request) -> dict[str, Any]:
     return {
         "route": request.route,
-        "client": request.client,
+        "client": request.client_name,
         "method": request.method,
         "path": request.path,
     }

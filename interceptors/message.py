@@ -85,6 +85,7 @@ class Request:
         dialect: str = "generic",
         client: str | None = None,
         has_body: bool | None = None,
+        request_id: str = "",
     ) -> None:
         """`headers`: a mapping of text, or pairs of bytes. `body` None: it is not collected.
         `has_body` None: derived from `body` and the headers.
@@ -98,7 +99,7 @@ class Request:
         self.query = query
         """The query, byte for byte, without the question mark."""
         self.headers: Headers = _headers(headers)
-        """The headers as the client sent them. Changes are sent upstream.
+        """The headers as the client sent them, with the request's id. Changes are sent upstream.
 
         Without connection headers (`Connection` and the fields it names, `TE`, `Upgrade`), and
         without `Forwarded`, `X-Forwarded-*` and `X-Real-IP` unless the client is a trusted proxy.
@@ -109,7 +110,15 @@ class Request:
         self.dialect = dialect
         """The route's `dialect`: openai, anthropic, mcp, generic or abort."""
         self.client = client
-        """The client's IP address; IPv4 is never written as IPv6. None for a Unix socket."""
+        """The client's IP address; IPv4 is never written as IPv6. None for a Unix socket.
+
+        Of a request from a proxy in `trusted_proxies`, the address that this proxy reports.
+        """
+        self.request_id = request_id
+        """The id of the exchange in log lines and in the header `log.request_id_header`.
+
+        Taken over from the client, if it sends one: do not rely on it being unique.
+        """
         self.target: bytes = raw_path + b"?" + query if query else raw_path
         """Path and query as they arrived, whatever interceptors change."""
         self.operation: Operation | None = None
@@ -130,6 +139,12 @@ class Request:
         """Internal: use `start_soon`."""
         self.asked: Any = None
         """Internal: the owner of the running hook."""
+
+    @property
+    def client_name(self) -> str | None:
+        """The client in logs: `state["client_key"]`, which `api_keys` sets, or else `client`."""
+        key = self.state.get("client_key")
+        return self.client if key is None else str(key)
 
     @property
     def path(self) -> str:
@@ -236,6 +251,7 @@ class Request:
         )
         if error_format(self.dialect).is_json_rpc and self._body is None:
             response.unaddressed = (status, kind, message)
+        response.kind = kind
         return response
 
     def _call_id(self) -> float | str | None:
@@ -258,7 +274,9 @@ class Request:
 
     @property
     def log(self) -> Any:
-        """A structlog logger, bound to the route."""
+        """A structlog logger, bound to the route. In an exchange, its lines have the request's
+        `request_id`, `client` and `path`.
+        """
         return structlog.get_logger("interceptors").bind(route=self.route)
 
     def _known_body(self) -> bytes | bytearray | memoryview:
@@ -376,6 +394,8 @@ class Response:
         """Internal: the interceptor that returned it."""
         self.unaddressed: tuple[int, str, str] | None = None
         """Internal: status, kind and message of a refusal made before the body was collected."""
+        self.kind: str | None = None
+        """Internal: the kind of a refusal."""
         self.status = status
         self.headers: Headers = httpx.Headers(_headers(headers))
         self.events = events

@@ -212,7 +212,7 @@ class _UsageStream(CallStream):
         context.log.info(
             "usage",
             model=model or "-",
-            client=client or "-",
+            client=client or context.client,
             status=self.status,
             streamed=self._streamed,
             finish_reason=",".join(self.reasons) or None,

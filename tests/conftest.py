@@ -7,6 +7,7 @@ from __future__ import annotations
 import atexit
 import gc
 from collections.abc import Generator, Iterator
+from logging import DEBUG, INFO
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from support import byte_code
 
 from pools import BufferPool, LeakDetector
 from pools.buffers import Lease
+from proxy.worker.logs import output
 from proxy.worker.stderr import release_stderr
 
 # On a busy machine an example can take longer than the 200 ms that Hypothesis allows by default.
@@ -111,15 +113,17 @@ def _taken_at(pool: BufferPool) -> str:
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
-    """The structlog lines of the test, although the app configures logging for itself."""
+    """The log lines of the test, although the app configures logging for itself."""
     lines: list[dict[str, object]] = []
 
     def keep(_: object, __: str, line: dict[str, object]) -> None:
         lines.append(dict(line))
         raise structlog.DropEvent
 
-    def configure(*_: object) -> None:
+    def configure(_: object, level: str) -> None:
         structlog.configure(processors=[keep], wrapper_class=structlog.BoundLogger)
+        monkeypatch.setattr(output, "level", DEBUG if level == "debug" else INFO)
 
     monkeypatch.setattr("proxy.server.app.configure_logging", configure)
+    monkeypatch.setattr(output, "put", lambda line: lines.append(dict(line)))
     return lines

@@ -23,6 +23,7 @@ from .grammar import (
     header_name_problem,
     header_value_problem,
     host_problem,
+    id_header_problem,
     is_check_path,
     network_problem,
     origin_problem,
@@ -53,6 +54,9 @@ def mistakes_of(config: Config, bad: Collection[str] = ()) -> Iterator[Mistake]:
     yield from _backoff(proxy.reconnect, "reverse_proxy")
     yield from _of_health(config)
     yield from _of_store(config)
+    name = config.log.request_id_header
+    if name is not None and (problem := id_header_problem(name)):
+        yield Mistake("log.request_id_header", problem)
     for index, network in enumerate(proxy.trusted_proxies):
         if problem := network_problem(network):
             yield Mistake(f"reverse_proxy.trusted_proxies[{index}]", problem)

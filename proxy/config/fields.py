@@ -17,6 +17,7 @@ __all__ = [
     "Count",
     "Dialect",
     "Duration",
+    "ExchangeField",
     "Header",
     "LeakDetection",
     "LocalStore",
@@ -49,6 +50,28 @@ LocalStore = Literal["auto", "off"]
 LeakDetection = Literal["none", "sampled", "paranoid"]
 LogFormat = Literal["json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+ExchangeField = Literal[
+    "request_id",
+    "trace_id",
+    "route",
+    "upstream",
+    "endpoint",
+    "client",
+    "method",
+    "path",
+    "user_agent",
+    "status",
+    "outcome",
+    "error_type",
+    "error",
+    "interceptor",
+    "events",
+    "bytes",
+    "duration",
+    "time_to_first_byte",
+    "upstream_request_id",
+]
+"""The fields of the `exchange` line that `log.fields` can list."""
 BYTES = {"unit": "bytes"}
 LEAST_SECRET = 32
 """Characters of `secret`."""

@@ -22,6 +22,7 @@ __all__ = [
     "header_name_problem",
     "header_value_problem",
     "host_problem",
+    "id_header_problem",
     "is_check_path",
     "network_problem",
     "origin_problem",
@@ -32,6 +33,15 @@ __all__ = [
 _CHECK_PATH = re.compile(r"/[!\"$-~]*")  # visible ASCII except #
 _ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#@\s]*)([/?#]\S*)?")
 _HOST_FORM = "a host name or address, with or without a port, such as api.example.com or [::1]:8000"
+# Fields that the proxy, clients or upstreams read, or that hold credentials.
+_HAS_A_MEANING = re.compile(
+    "(accept|access-control-|content-|if-|mcp-|proxy-|retry-|sec-|set-|x-forwarded-|www-).*"
+    "|.*(auth|api-key|cookie|token).*"
+    "|(cache-control|date|etag|expect|forwarded|http2-settings|last-event-id|last-modified|link"
+    "|location|max-forwards|origin|range|server|traceparent|tracestate|user-agent|vary|via"
+    "|x-accel-buffering|x-real-ip)$",
+    re.IGNORECASE,
+)
 _FRAMING = frozenset(
     [
         "host",
@@ -120,6 +130,13 @@ def header_name_problem(name: str, done: str) -> str | None:
         return f"{name!r} is not a header name"
     if name.lower() in _FRAMING:
         return f"{name!r} belongs to the connection and cannot be {done}"
+    return None
+
+
+def id_header_problem(name: str) -> str | None:
+    """Check the name of the header for request ids: it must have no other meaning."""
+    if not is_token(name) or name.lower() in _FRAMING or _HAS_A_MEANING.match(name):
+        return "must be a header without another meaning, such as x-request-id"
     return None
 
 

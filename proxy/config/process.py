@@ -11,6 +11,7 @@ from interceptors import OnStoreError
 from .fields import (
     Count,
     Duration,
+    ExchangeField,
     LocalStore,
     LogFormat,
     LogLevel,
@@ -120,7 +121,22 @@ class Log(Settings, frozen=True):
     format: Annotated[LogFormat, in_order(LogFormat)] = "json"
     """`json`: one JSON object a line. `console`: for a terminal."""
     level: Annotated[LogLevel, in_order(LogLevel)] = "info"
-    """The least severe level that is logged. `debug` can log content of requests and answers."""
+    """The least severe level that is logged. `debug` can log content of requests and answers. It
+    [can be changed](monitoring.md#change-the-level) while the process runs.
+    """
+    fields: list[Annotated[ExchangeField, in_order(ExchangeField)]] | None = None
+    """The fields of the `exchange` line, besides `event`, `level`, `timestamp`, `pid` and `sample`.
+    null: all.
+    """
+    sample: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    """The share of successful exchanges (`completed`, with a status below 400) that are logged.
+    Failures are always logged.
+    """
+    request_id_header: str | None = "x-request-id"
+    """The header that has the id of a request. A client's id is taken over; without one, Weirpool
+    makes it. The upstream and the client get it. null: no header, and each request gets a new id
+    for the log.
+    """
 
 
 class Telemetry(Settings, frozen=True):

@@ -195,7 +195,9 @@ def _words(kind: mi.Type) -> str:
             unit = extra.get("unit") or ("integer" if isinstance(kind, mi.IntType) else "number")
             return f"{unit}{_range(kind)}"
         case mi.CollectionType():
-            return f"list of {_words(kind.item_type)}s"
+            one = kind.item_type.type if isinstance(kind.item_type, mi.Metadata) else kind.item_type
+            plural = "" if isinstance(one, mi.LiteralType) else "s"
+            return f"list of {_words(kind.item_type)}{plural}"
         case mi.StrType():
             return "string"
     return "mapping"

@@ -37,6 +37,7 @@ async def send_answer(ctx: ExchangeContext, answer: Response) -> Outcome:
     outcome = Outcome.COMPLETED
     if answer.made_by is not None:
         ctx.progress.answered_by, outcome = answer.made_by.name, answer.made_by.outcome
+        ctx.progress.answered_kind = answer.kind
     response = ctx.response
     bodiless = has_no_body(ctx.request.method, answer.status)
     await _send_head(response, answer, streams=answer.events is not None and not bodiless)

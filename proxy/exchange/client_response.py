@@ -16,7 +16,7 @@ import trio
 
 from ..downstream import ClientStream, Writer
 from ..errors import ClientGone, SendStalled
-from ..http.headers import HeaderList, check_response_headers, response_headers
+from ..http.headers import HeaderList, check_response_headers, response_headers, with_request_id
 from ..relay.heartbeat import PING, only_accepts_streams
 from ..worker.routes import Route
 from ..worker.worker import Worker
@@ -139,8 +139,7 @@ class ClientResponse(msgspec.Struct, eq=False):
         """Send a whole answer of the proxy. Returns False if the client has left, takes nothing, or
         does not stop sending its request: its connection must then be cut.
         """
-        if self.cors is not None:
-            headers = self.cors.grant(headers)
+        headers = self._of_proxy(headers)
         self.status = status
         writer = self._stream.writer(chunked=False)
         whole = not self._stream.holds_response
@@ -219,8 +218,16 @@ class ClientResponse(msgspec.Struct, eq=False):
         sse: bool,
         dropped: frozenset[bytes] = _NO_NAMES,
     ) -> HeaderList:
-        """As `response_headers`, for an answer that is not the upstream's. Adds CORS headers, so that
-        a page of an allowed origin can read it.
+        """As `response_headers`, for an answer that is not the upstream's. Adds the request's id and
+        CORS headers, so that a page of an allowed origin can read it.
         """
-        listed = response_headers(headers, sse=sse, dropped=dropped)
-        return listed if self.cors is None else self.cors.grant(listed)
+        return self._of_proxy(response_headers(headers, sse=sse, dropped=dropped))
+
+    def _of_proxy(self, headers: HeaderList) -> HeaderList:
+        """The headers of an answer that is not the upstream's: with the request's id, and readable
+        for a page of an allowed origin.
+        """
+        request, cors = self._request, self.cors
+        name = request.request_id_header
+        headers = with_request_id(headers, name, request.request_id)
+        return headers if cors is None else cors.grant(headers, name)

@@ -64,6 +64,10 @@ class Progress(msgspec.Struct, eq=False):
     """Trio's time of the first body bytes, of a body that no relay moved."""
     answered_by: str | None = None
     """The interceptor that answered instead of the upstream."""
+    answered_kind: str | None = None
+    """The error type of that answer, if it is a refusal."""
+    upstream_request_id: bytes | None = None
+    """The upstream's own id for the request, if it has returned one."""
 
     @property
     def counts(self) -> EventCounts | None:

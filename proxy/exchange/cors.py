@@ -2,7 +2,8 @@
 response. Sans I/O.
 
 The proxy's own answers (refusals, interceptors' answers, preflights) allow the origin. A response
-of the upstream keeps its CORS headers; the session's id is exposed where it allows the origin.
+of the upstream keeps its CORS headers; the ids of the session and of the request are exposed where
+it allows the origin.
 Rules: Fetch, "CORS protocol". `Admission` refuses other origins.
 """
 
@@ -51,9 +52,9 @@ class Cors:
             return None
         return cls(origins[0])
 
-    def grant(self, headers: HeaderList) -> HeaderList:
+    def grant(self, headers: HeaderList, request_id: bytes | None = None) -> HeaderList:
         """The headers of an answer of the proxy, with those that let the page read it. Headers that
-        an interceptor exposes stay exposed.
+        an interceptor exposes stay exposed. `request_id`: the header with the request's id.
 
         `Access-Control-Allow-Credentials` stays only if the answer itself allows this origin. With
         another origin or `*` it gave the page nothing, and must not start to once the origin is
@@ -63,27 +64,33 @@ class Cors:
         varies = _values(headers, b"vary")
         if not _lists(varies, b"origin"):
             varies.append(b"Origin")
+        exposed = [_EXPOSED] if request_id is None else [_EXPOSED, _written(request_id)]
         replaced = {_ALLOW_ORIGIN, _EXPOSE, b"vary", *(() if allowed else (_ALLOW_CREDENTIALS,))}
         return [
             *(item for item in headers if item[0].lower() not in replaced),
             (_ALLOW_ORIGIN, self._origin),
-            (_EXPOSE, b", ".join([_EXPOSED, *_values(headers, _EXPOSE)])),
+            (_EXPOSE, b", ".join([*exposed, *_values(headers, _EXPOSE)])),
             (b"vary", b", ".join(varies)),
         ]
 
-    def expose_session(self, headers: HeaderList) -> HeaderList:
-        """The headers of an upstream's response. `Mcp-Session-Id` is exposed if the response has it
-        and allows the origin.
+    def expose(self, headers: HeaderList, request_id: bytes | None = None) -> HeaderList:
+        """The headers of an upstream's response. `Mcp-Session-Id` and the header `request_id` are
+        exposed if the response has them and allows the origin.
         """
-        if not _values(headers, _SESSION):
-            return headers
         allowed = [value.strip() for value in _values(headers, _ALLOW_ORIGIN)]
-        if allowed not in ([self._origin], [b"*"]) or _exposes_session(headers):
+        if allowed not in ([self._origin], [b"*"]):
+            return headers
+        names = [
+            name
+            for name in (_SESSION, request_id)
+            if name is not None and _values(headers, name) and not _exposes(headers, name)
+        ]
+        if not names:
             return headers
         exposed = [value for value in _values(headers, _EXPOSE) if value.strip()]
         return [
             *(item for item in headers if item[0].lower() != _EXPOSE),
-            (_EXPOSE, b", ".join([*exposed, b"Mcp-Session-Id"])),
+            (_EXPOSE, b", ".join([*exposed, *map(_written, names)])),
         ]
 
     def answer_preflight(self, asked: Sequence[tuple[bytes, bytes]]) -> Response:
@@ -102,9 +109,14 @@ class Cors:
         return Response(status=204, headers=headers)
 
 
-def _exposes_session(headers: HeaderList) -> bool:
+def _written(name: bytes) -> bytes:
+    """A header's name as people write it."""
+    return b"-".join([part.capitalize() for part in name.split(b"-")])
+
+
+def _exposes(headers: HeaderList, name: bytes) -> bool:
     exposed = _values(headers, _EXPOSE)
-    if _lists(exposed, _SESSION):
+    if _lists(exposed, name):
         return True
     # With credentials `*` is a plain name: Fetch, "CORS-exposed header-name list".
     credentials = [value.strip() for value in _values(headers, _ALLOW_CREDENTIALS)]

@@ -17,18 +17,20 @@ from typing import Any
 
 import trio
 
-from interceptors import HookError, Outcome
+from interceptors import Outcome
 from interceptors.chain import EventCounts
 from pools import BufferScope
 
 from ..dialects import GENERIC, Dialect
 from ..downstream import ClientStream
-from ..errors import ClientGone, SendStalled, UpstreamFailure
+from ..errors import UpstreamFailure
+from ..worker.logs import EXCHANGE
 from ..worker.routes import Route
 from ..worker.worker import NO_ROUTE, Worker
 from .client_response import ClientResponse
 from .context import ExchangeContext, Progress
 from .ending import Ending
+from .line import exchange_line, is_failure
 from .observe import settle_operation
 from .phases import serve
 from .refusal import refusal_of
@@ -51,6 +53,7 @@ class Exchange:
         "_cancel",
         "_ended_at",
         "_ending",
+        "_log",
         "_progress",
         "_request",
         "_response",
@@ -66,7 +69,9 @@ class Exchange:
     def __init__(self, worker: Worker, stream: ClientStream) -> None:
         self._worker = worker
         self._stream = stream
-        self._request = read_request(stream, worker.generations.current.trusted_proxies)
+        generation = worker.generations.current
+        self._log = log = generation.log
+        self._request = read_request(stream, generation.trusted_proxies, log.request_id_header)
         self._admission = Admission()
         self._ending = Ending()
         self._cancel: trio.CancelScope | None = None  # while its nursery is open
@@ -84,6 +89,7 @@ class Exchange:
     async def run(self) -> None:
         """Serve the request to its end. Raises only what cancels it."""
         worker, ending = self._worker, self._ending
+        EXCHANGE.set(self._request)
         route = self._admit()
         worker.enter(self)
         try:
@@ -112,6 +118,7 @@ class Exchange:
             ending.fail(error, self.route_name)
         finally:
             await self._end()
+            EXCHANGE.set(None)  # the task of a connection serves the next request
 
     async def _serve(
         self,
@@ -223,39 +230,24 @@ class Exchange:
 
     def _account(self, outcome: Outcome) -> None:
         """Count the exchange, unless it is complete and has been counted, and write its log line."""
-        route, failure, first_byte_s = (
-            self.route_name,
-            self._ending.failure,
-            self._progress.first_byte_s,
-        )
-        settle_operation(self._progress, outcome, failure)
-        if not self._ending.whole:
-            tally = self._worker.metrics.routes[route]
-            tally.account(outcome, getattr(failure, "kind", None), first_byte_s)
-        upstream, counts = self._progress.upstream, self.counts
-        endpoint = None if upstream is None else upstream.endpoint
-        line: dict[str, Any] = {
+        route, progress, ending = self.route_name, self._progress, self._ending
+        settle_operation(progress, outcome, ending.failure)
+        if not ending.whole:
+            kind = getattr(ending.failure, "kind", None)
+            self._worker.metrics.routes[route].account(outcome, kind, progress.first_byte_s)
+        status, log = self._response.status, self._log
+        failed = is_failure(ending, status, progress)
+        succeeded = outcome is Outcome.COMPLETED and status is not None and status < 400
+        if not log.takes(failed=failed, succeeded=succeeded, id=self._request.request_id):
+            return
+        line = {
             "route": route,
             "upstream": None if self._admission.route is None else self._admission.route.upstream,
-            "endpoint": None if endpoint is None else endpoint.origin,
-            "method": self._request.method,
-            "status": self._response.status,
-            "outcome": outcome.value,
-            "events": None if counts is None else counts.total,
             "bytes": self.bytes_downstream,
             "duration": round(self._ended_at - self.started_at, 6),
-            "time_to_first_byte": None if first_byte_s is None else round(first_byte_s, 6),
+            **exchange_line(self._request, progress, ending, status),
         }
-        if failure is not None and not isinstance(failure, ClientGone | SendStalled):
-            line["error"] = str(failure)
-            if isinstance(failure, HookError) and self._worker.config.log.level != "debug":
-                line["error"] = failure.summary
-        interceptor = getattr(failure, "interceptor", None)
-        if interceptor is None and outcome is Outcome.INTERCEPTED:
-            interceptor = self._progress.interceptor
-        if interceptor is not None:
-            line["interceptor"] = interceptor
-        self._worker.log.info("exchange", **line)
+        log.write(line, failed=failed, succeeded=succeeded)
 
     def _break_cycles(self) -> None:
         """Free everything now: the garbage collector runs rarely."""
@@ -302,7 +294,7 @@ class Exchange:
             "route": self.route_name,
             "upstream": None if self._admission.route is None else self._admission.route.upstream,
             "endpoint": None if endpoint is None else endpoint.origin,
-            "client": self._request.client,
+            "client": (self._progress.request or self._request).client_name,
             "method": self._request.method[:_MOST_SHOWN],
             "path": path[:_MOST_SHOWN],
             "phase": self._progress.phase,

@@ -28,6 +28,7 @@ from ..http.headers import (
     outer_prefix,
     response_headers,
     with_length_of,
+    with_request_id,
     without_stale,
 )
 from ..http.place import ClientSide
@@ -96,7 +97,10 @@ async def on_response(ctx: ExchangeContext, received: ReceivedHead) -> PreparedR
     ctx.progress.phase = "on_response"
     begun = ctx.response.writer is not None
     headers = received.headers
-    if not REFERENCE_FIELDS.isdisjoint(dict(headers)):
+    fields = dict(headers)
+    if (name := ctx.request.request_id_header) is not None:
+        ctx.progress.upstream_request_id = fields.get(name)
+    if not REFERENCE_FIELDS.isdisjoint(fields):
         headers = _with_client_references(ctx, headers, received.call)
     shown = ShownHead(received.status, headers, received.media_type, received.content_coding, None)
     if ctx.progress.request is not None:
@@ -261,8 +265,10 @@ def _headers_for_client(
     # RFC 9110, section 8.6: a 204 has no length
     dropped = _LENGTH if rewrite.unknown_length or shown.status == 204 else _NO_NAMES
     headers = response_headers(raw, sse=kind == "events", dropped=dropped)
+    name = ctx.request.request_id_header
+    headers = with_request_id(headers, name, ctx.request.request_id)
     if response.cors is not None:
-        headers = response.cors.expose_session(headers)
+        headers = response.cors.expose(headers, name)
     if rewrite.json is not None:
         headers.append((b"content-length", b"%d" % len(rewrite.json)))
     return headers

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
+import structlog
 import trio
 
 from ..errors import NotResumed, UpstreamFailure
@@ -64,7 +65,7 @@ async def _reconnect(
     response = ctx.response
     await response.write(b": reconnecting\n")
     while (delay_s := resume.next_delay_s()) is not None:
-        ctx.worker.log.info(
+        structlog.get_logger("proxy").info(
             "reconnect",
             route=ctx.route.name,
             upstream=ctx.route.upstream,

@@ -21,9 +21,11 @@ from ..http import Host, Target, read_target, request_host
 from ..http.headers import (
     HeaderList,
     TrustedProxies,
+    client_of,
     one_spelling,
     received_request,
     refuse_two_lengths,
+    take_request_id,
 )
 from ..worker.routes import Route
 from ..worker.worker import Worker
@@ -50,8 +52,16 @@ class ClientRequest(msgspec.Struct, frozen=True):
     http_version: str
     is_http2: bool
     scheme: str
+    peer: str | None
+    """The address of the connection's other end in its one spelling; None if the server does not
+    give it.
+    """
     client: str | None
-    """The peer's address in its one spelling; None if the server does not give it."""
+    """The client's address: the peer's, or the one that a trusted proxy has reported."""
+    request_id: str
+    """Joins the log lines of the exchange: taken over from the client, or made here."""
+    request_id_header: bytes | None
+    """The field that has the id, in the request and in its response; None: no field."""
     host: Host | None
     fault: RequestRefused | None
     """Why the target, the host or the framing is not acceptable; None for a good request. A request
@@ -63,16 +73,30 @@ class ClientRequest(msgspec.Struct, frozen=True):
         """Whether the head has a framing header. Over HTTP/2 a body needs none."""
         return self.content_length is not None or self.has_transfer_encoding
 
+    @property
+    def client_name(self) -> str | None:
+        """What log lines call the client, as long as no interceptor knows its name."""
+        return self.client
 
-def read_request(stream: ClientStream, trusted: TrustedProxies) -> ClientRequest:
+    @property
+    def path(self) -> str:
+        """The path as servers interpret it, without the query."""
+        return self.target.normal
+
+
+def read_request(
+    stream: ClientStream, trusted: TrustedProxies, request_id_header: bytes | None = None
+) -> ClientRequest:
     """Read the head of a request. Does not raise: `fault` is what is wrong with it."""
-    head, client = stream.head, stream.peer
-    if client is not None and client.startswith(":"):
-        client = one_spelling(client)
-    is_trusted = bool(trusted.networks) and client in trusted
-    headers = received_request(head.headers, trusted=is_trusted)
+    head, peer = stream.head, stream.peer
+    if peer is not None and peer.startswith(":"):
+        peer = one_spelling(peer)
+    is_trusted = bool(trusted.networks) and peer in trusted
+    headers = received_request(head.headers, trusted=is_trusted, request_id=request_id_header)
+    client = client_of(peer, headers, trusted) if is_trusted else peer
     version, raw = head.version, head.target
     first_values = dict(reversed(headers))
+    headers, request_id = take_request_id(headers, first_values, request_id_header)
     target, host, fault = _NO_TARGET, None, head.fault
     try:
         if fault is not None:
@@ -100,7 +124,10 @@ def read_request(stream: ClientStream, trusted: TrustedProxies) -> ClientRequest
         http_version=version,
         is_http2=version == "2",
         scheme=stream.scheme,
+        peer=peer,
         client=client,
+        request_id=request_id,
+        request_id_header=request_id_header,
         host=host,
         fault=fault,
     )
@@ -161,7 +188,7 @@ class Admission(msgspec.Struct, eq=False):
                 503, "too_many_streams", "this server is at its limit of streams", retry_after_s=1
             )
         if route.limits.max_streams_per_client is not None:
-            self.client_place = worker.client_place(route, request.client, request.headers)
+            self.client_place = worker.client_place(route, request.client)
             if worker.is_client_full(route, self.client_place):
                 raise RequestRefused(
                     429,

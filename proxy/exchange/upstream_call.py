@@ -142,7 +142,7 @@ class UpstreamRequest(msgspec.Struct, eq=False):
             request_headers(
                 headers,
                 route.headers,
-                client=client.client,
+                client=client.peer,
                 scheme=client.scheme,
                 identity=self.identity or self.may_repeat,
                 body=self.length if last_event_id is None else None,

@@ -30,6 +30,7 @@ from ..errors import ConfigError, RequestRefused
 from ..http import read_target
 from ..http.headers import TrustedProxies
 from ..upstream import Balancer, Resolver
+from .exchange_log import ExchangeLog
 from .live import LiveExchange
 from .logs import flush_log
 from .metrics import Collectors, InterceptorTotals
@@ -58,6 +59,7 @@ class Generation:
         """
         self.config = config
         self.routes = RouteTable(config, kept, sessions, resolver)
+        self.log = ExchangeLog(config.log)
         self.trusted_proxies = TrustedProxies(config.reverse_proxy.trusted_proxies)
         self.collectors = _collectors(self.owners)
         """Metrics of its interceptors."""

@@ -140,6 +140,7 @@ class Console:
 
     def render(self, event: Event) -> str:
         fields = dict(event)
+        fields.pop("pid", None)  # a terminal shows one process
         at, level, name = (as_text(fields.pop(key, "")) for key in ("timestamp", "level", "event"))
         blocks = [as_text(fields.pop(key)) for key in ("exception", "stack") if fields.get(key)]
         line = f"{self._paint(_DIM, at)} [{self._paint(_COLOURS.get(level, ''), f'{level:<9}')}] "

@@ -5,10 +5,7 @@ draining state.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
 
-import structlog
 import trio
 
 from interceptors.store import Share
@@ -17,7 +14,7 @@ from pools import Pools
 from ..config import Config
 from ..downstream import client_connections, connections_by_open_files
 from ..errors import ConfigError
-from ..http.headers import Via, client_of, network_of, new_pseudonym
+from ..http.headers import Via, network_of, new_pseudonym
 from ..hub import Hub
 from .collecting import BodyBudget
 from .counters import State
@@ -82,8 +79,6 @@ class Worker:
         """What has happened in the last minutes."""
         self.via = Via(new_pseudonym())
         """This instance in the `Via` header. `weirpool serve` gives all of its workers the same."""
-        self.log: Any = structlog.get_logger("proxy").bind()
-        """Bound once: structlog's lazy loggers are assembled again at each call."""
         self.hub: Hub | None = None
         """Moves streams while the app's lifespan runs it; without it each stream's task waits for
         itself.
@@ -187,16 +182,13 @@ class Worker:
         self.memory.admitted = self.admitted + 1
         return sum(memory.admitted for memory in self.memories) > settings.max_total_streams
 
-    def client_place(
-        self, route: Route, peer: str | None, headers: Sequence[tuple[bytes, bytes]]
-    ) -> tuple[str, str] | None:
+    def client_place(self, route: Route, client: str | None) -> tuple[str, str] | None:
         """Return the counter of a client's streams; None if they are not limited, or the address is
         unknown.
         """
-        if route.limits.max_streams_per_client is None:
+        if route.limits.max_streams_per_client is None or client is None:
             return None
-        client = client_of(peer, headers, self.generations.current.trusted_proxies)
-        return None if client is None else (route.clients, network_of(client))
+        return route.clients, network_of(client)
 
     def is_client_full(self, route: Route, place: tuple[str, str] | None) -> bool:
         """Whether a client has as many streams as it may; `place` is from `client_place`."""

@@ -21,6 +21,7 @@ from interceptors import Event, Interceptor, Request, Response
 from interceptors.api_keys import hash_key
 from proxy.exchange import exchange
 
+EXPOSED = "Mcp-Session-Id, WWW-Authenticate, Retry-After, X-Request-Id"
 PAGE, OTHER = "https://app.example.com", "https://evil.example.com"
 ALLOWED = f'allowed_origins: ["{PAGE}", "null"]'
 KEY = "gw-1"
@@ -82,8 +83,7 @@ def readable(answer: Answer, origin: str = PAGE) -> bool:
     """
     return (
         answer.all("access-control-allow-origin") == [origin.encode()]
-        and answer.all("access-control-expose-headers")
-        == [b"Mcp-Session-Id, WWW-Authenticate, Retry-After"]
+        and answer.all("access-control-expose-headers") == [EXPOSED.encode()]
         and answer.all("vary") == [b"Origin"]
     )
 
@@ -186,9 +186,6 @@ async def test_a_page_reads_that_the_proxy_failed(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(exchange, "serve", fail)
         answer = await ask(proxy, POST, ("Origin", PAGE))
         assert (answer.status, readable(answer)) == (500, True)
-
-
-EXPOSED = "Mcp-Session-Id, WWW-Authenticate, Retry-After"
 
 
 @pytest.mark.parametrize(
@@ -339,24 +336,27 @@ SESSION, EXPOSES = "Mcp-Session-Id: s", "Access-Control-Expose-Headers: "
 SERVER: dict[str, tuple[list[str], str | None]] = {
     # what the server sends, and what it must expose then (None: unchanged)
     "no CORS headers": ([SESSION], None),
-    "the origin": ([SESSION, THIS], "Mcp-Session-Id"),
-    "any origin": ([SESSION, ANY], "Mcp-Session-Id"),
-    "something exposed": ([SESSION, THIS, EXPOSES + "X-A, X-B"], "X-A, X-B, Mcp-Session-Id"),
-    "the session exposed": ([SESSION, THIS, EXPOSES + "X-A,mcp-session-id"], None),
+    "the origin": ([SESSION, THIS], "Mcp-Session-Id, X-Request-Id"),
+    "any origin": ([SESSION, ANY], "Mcp-Session-Id, X-Request-Id"),
+    "something exposed": (
+        [SESSION, THIS, EXPOSES + "X-A, X-B"],
+        "X-A, X-B, Mcp-Session-Id, X-Request-Id",
+    ),
+    "the ids exposed": ([SESSION, THIS, EXPOSES + "X-request-id,mcp-session-id"], None),
     "everything exposed": ([SESSION, ANY, EXPOSES + "*"], None),
     "everything exposed, with credentials": (
         [SESSION, THIS, EXPOSES + "*", "Access-Control-Allow-Credentials: true"],
-        "*, Mcp-Session-Id",
+        "*, Mcp-Session-Id, X-Request-Id",
     ),
     "another origin": ([SESSION, f"Access-Control-Allow-Origin: {OTHER}"], None),
-    "no session": ([THIS, "Vary: Origin"], None),
+    "no session": ([THIS, "Vary: Origin"], "X-Request-Id"),
 }
 
 
 @pytest.mark.parametrize("route", [ALLOWED, "dialect: mcp"])
 async def test_the_servers_cors_headers_pass(route: str) -> None:
-    """None is added or occurs twice; only the session's id is exposed where the server allows the
-    origin. On a route without `allowed_origins` not even that.
+    """None is added or occurs twice; only the ids of the session and the request are exposed where the
+    server allows the origin. On a route without `allowed_origins` not even that.
     """
 
     async def script(peer: Peer) -> None:

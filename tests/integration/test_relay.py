@@ -123,7 +123,7 @@ async def test_response_headers_come_back_in_order(serve_once: Serve) -> None:
         await peer.request()
         await peer.send(
             b"HTTP/1.1 418 Teapot\r\nSet-Cookie: a=1\r\nX-Hop: 1\r\nConnection: X-Hop\r\nKeep-Alive: timeout=5\r\n"
-            b"Date: Thu, 01 Jan 1970 00:00:00 GMT\r\nSet-Cookie: b=2\r\nContent-Length: 2\r\n\r\nhi"
+            b"Date: Thu, 01 Jan 1970 00:00:00 GMT\r\nSet-Cookie: b=2\r\nX-Request-Id: its\r\nContent-Length: 2\r\n\r\nhi"
         )
 
     async with serve_once(script) as rig:
@@ -133,6 +133,7 @@ async def test_response_headers_come_back_in_order(serve_once: Serve) -> None:
             (b"set-cookie", b"a=1"),
             (b"date", b"Thu, 01 Jan 1970 00:00:00 GMT"),
             (b"set-cookie", b"b=2"),
+            (b"x-request-id", b"its"),
             (b"content-length", b"2"),
         ]
 

@@ -174,7 +174,11 @@ def _log_events() -> Iterator[str]:
                 is_log = node.func.attr in (*_LEVELS, "_log") or at == 1
                 if is_log and (event := _text(node.args[at])) and re.fullmatch("[a-z_]+", event):
                     yield f"log {event}"
-            if isinstance(node, ast.Dict) and path.name in ("logs.py", "jsonl.py"):
+            if isinstance(node, ast.Dict) and path.name in (
+                "logs.py",
+                "exchange_log.py",
+                "jsonl.py",
+            ):
                 fields = {
                     _text(key): value
                     for key, value in zip(node.keys, node.values, strict=True)

@@ -66,6 +66,7 @@ def config_for(
     upstream: str = "",
     interceptors: str = "",
     names: str = "",
+    log: str = "level: error",
 ) -> Config:
     """A configuration with one route to `url`, or to an upstream with these."""
     urls = json.dumps([url] if isinstance(url, str) else url)
@@ -78,7 +79,7 @@ reverse_proxy:
 {proxy}
 interceptors: [{interceptors}]
 drain: {{timeout: 1}}
-log: {{level: error}}
+log: {{{log}}}
 """
     )
 

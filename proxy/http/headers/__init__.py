@@ -3,6 +3,7 @@
 - `fields`: a list of fields and its grammar;
 - `hop`: what belongs to one connection and is removed from a message as it arrives;
 - `forwarded`: what proxies in front of this one report about the client;
+- `request_id`: the id of a request, for logs;
 - `to_upstream`: what is removed from a request and added to it;
 - `to_client`: what is removed from a response and added to it.
 
@@ -20,6 +21,7 @@ from .forwarded import (
     outer_prefix,
 )
 from .hop import end_to_end, received_request, refuse_two_lengths, without_doubles
+from .request_id import new_request_id, take_request_id, upstream_id, with_request_id
 from .to_client import check_response_headers, response_headers, with_length_of, without_stale
 from .to_upstream import (
     HeaderSettings,
@@ -45,6 +47,7 @@ __all__ = [
     "forwards_left",
     "network_of",
     "new_pseudonym",
+    "new_request_id",
     "one_forward_less",
     "one_spelling",
     "outer_prefix",
@@ -53,7 +56,10 @@ __all__ = [
     "refuse_two_lengths",
     "request_headers",
     "response_headers",
+    "take_request_id",
+    "upstream_id",
     "with_length_of",
+    "with_request_id",
     "without_doubles",
     "without_stale",
 ]

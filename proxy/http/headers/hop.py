@@ -58,11 +58,14 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> HeaderList:
     return _without_named(result, connection) if connection else result
 
 
-def received_request(headers: HeaderList, *, trusted: bool) -> HeaderList:
+def received_request(
+    headers: HeaderList, *, trusted: bool, request_id: bytes | None = None
+) -> HeaderList:
     """The fields of a request as everything in the proxy reads them: as `end_to_end`, but with
     `Transfer-Encoding`, and without reports about the client unless the peer is `trusted`.
 
-    Second spellings of reports and of fields that the proxy reads are removed, trusted or not.
+    Second spellings of reports and of fields that the proxy reads, such as `request_id`, are removed,
+    trusted or not.
     """
     names = [name for name, _ in headers]
     if HOP_BY_HOP.isdisjoint(names) and _MAY_BE_REMOVED.search(b"\n".join(names)) is None:
@@ -79,7 +82,7 @@ def received_request(headers: HeaderList, *, trusted: bool) -> HeaderList:
         elif name.startswith(_REPORT_INITIALS) and _is_report(name):
             if trusted and b"_" not in name:
                 result.append((name, value))
-        elif b"_" not in name or not _is_read_here(name.replace(b"_", b"-")):
+        elif b"_" not in name or not _is_read_here(name.replace(b"_", b"-"), request_id):
             result.append((name, value))
     return _without_named(result, connection) if connection else result
 
@@ -132,8 +135,12 @@ def _is_report(name: bytes) -> bool:
     return name.startswith(b"x-forwarded-") or name in (b"forwarded", b"x-real-ip")
 
 
-def _is_read_here(name: bytes) -> bool:
+def _is_read_here(name: bytes, request_id: bytes | None) -> bool:
     """Whether the proxy itself reads or writes a field."""
     return (
-        name in HOP_BY_HOP or name in _NEVER_NAMED or name in _READ_HERE or name.startswith(b"mcp-")
+        name in HOP_BY_HOP
+        or name in _NEVER_NAMED
+        or name in _READ_HERE
+        or name == request_id
+        or name.startswith(b"mcp-")
     )

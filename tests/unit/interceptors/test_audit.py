@@ -29,7 +29,9 @@ def exchange(interceptor: Audit) -> Request:
     """All of one exchange whose response is a stream."""
     kind, agent, team = b"application/json", b"curl/8", b"blue"
     headers = [(b"Content-Type", kind), (b"User-Agent", agent), (b"X-Team", team)]
-    request = Request(**ABOUT, query=b"key=hidden", headers=headers, body=b"private\xff")
+    request = Request(
+        **ABOUT, request_id="id-1", query=b"key=hidden", headers=headers, body=b"private\xff"
+    )
     run_request([interceptor], request)
     head = ResponseHead(200, [SSE, (b"X-Model", b"a"), (b"x-model", b"b")], request)
     run_response([interceptor], head)
@@ -46,6 +48,7 @@ def test_an_exchange_is_a_line_for_each_of_its_parts_tied_by_one_id(tmp_path: Pa
     assert re.fullmatch("[0-9a-f]{16}", ids[0])
     for line in written:
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", line.pop("time"))
+        assert line.pop("request_id") == "id-1"
     headers = {"content-type": "application/json", "user-agent": "curl/8"}
     assert written[:5] == [
         {"event": "request", **ABOUT, "headers": headers},

@@ -367,7 +367,7 @@ def test_labels_are_bounded() -> None:
         counted.body({**chat_body({}, usage=None), "model": model}, request(client=client))
     labels = [("a", "ann"), ("b", other), (other, "ann"), ("a", "-"), (other, other)]
     assert list(counted.requests) == labels
-    logged = [(model[:200], client or "-") for model, client in names]
+    logged = [(model[:200], client) for model, client in names]
     assert [(line["model"], line["client"]) for line in counted.lines] == logged
 
 
