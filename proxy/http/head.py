@@ -41,8 +41,8 @@ _REQUEST_HEAD = re.compile(
 )
 # RFC 9112, section 4. Some servers omit the space before an empty reason.
 _STATUS_LINE = re.compile(rb"HTTP/(1\.[01]) ([0-9]{3})(?: (%b))?\r\n" % _VALUE)
-_FIELD_LINE = re.compile(rb"(%b)[\t ]*:[\t ]*+(%b)\r\n" % (_TOKEN, _VALUE))
-_FIELD_LINES = re.compile(rb"(?:%b+[\t ]*+:%b+\r\n)*" % (_TOKEN, _VALUE))
+# A line that does not match is not found, so that there are fewer than line feeds.
+_FIELD_LINE = re.compile(rb"^(%b)[\t ]*:[\t ]*+(%b)\r\n" % (_TOKEN, _VALUE), re.MULTILINE)
 _READ_HERE = frozenset((b"content-length", b"transfer-encoding", b"connection"))
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
@@ -203,12 +203,13 @@ def _parse(data: bytes, end: int) -> ResponseHead:
     if status_line is None or status_line[2] < b"100":
         raise _malformed()
     at = status_line.end()
-    if _FIELD_LINES.fullmatch(data, at, end - 2) is None:
+    fields = _FIELD_LINE.findall(data, at, end - 2)
+    if len(fields) != data.count(b"\n", at, end - 2):
         raise _malformed()
     headers: list[tuple[bytes, bytes]] = []
     length: bytes | None = None
     chunked = closes = False
-    for name, value in _FIELD_LINE.findall(data, at, end - 2):
+    for name, value in fields:
         key = name.lower()
         value = value.rstrip(b"\t ")
         if key not in _READ_HERE:

@@ -28,8 +28,8 @@ _MAX_EMPTY_LINES = 8
 _MAX_LENGTH_DIGITS = 18
 _TOKEN, _VALUE = TOKEN.encode("ascii"), FIELD_VALUE.encode("latin-1")
 _REQUEST_LINE = re.compile(rb"(%b) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])\.([0-9])\r\n" % _TOKEN)
-_FIELD_LINES = re.compile(rb"(?:%b+:%b+\r\n)*" % (_TOKEN, _VALUE))
-_FIELD_LINE = re.compile(rb"(%b):[\t ]*+(%b)\r\n" % (_TOKEN, _VALUE))
+# A line that does not match is not found, so that there are fewer than line feeds.
+_FIELD_LINE = re.compile(rb"^(%b):[\t ]*+(%b)\r\n" % (_TOKEN, _VALUE), re.MULTILINE)
 _READ_HERE = frozenset((b"content-length", b"transfer-encoding", b"connection", b"expect"))
 _NONE: list[bytes] = []
 # Wrong in every head, however it goes on: the answer need not wait for its end.
@@ -145,17 +145,18 @@ class RequestReader:
 
 def _parse(data: bytes, end: int) -> RequestHead:
     line = _REQUEST_LINE.match(data, 0, end)
-    if line is None or _FIELD_LINES.fullmatch(data, line.end(), end - 2) is None:
+    if line is None:
+        return _refused("line")
+    at = line.end()
+    fields = _FIELD_LINE.findall(data, at, end - 2)
+    if len(fields) != data.count(b"\n", at, end - 2):
         return _refused("line")
     if line[3] != b"1":
         return _fault(
             RequestRefused(505, "version_not_supported", "this server supports HTTP/1.1 and HTTP/2")
         )
     version = "1.0" if line[4] == b"0" else "1.1"
-    headers = [
-        (name.lower(), value.rstrip(b"\t "))
-        for name, value in _FIELD_LINE.findall(data, line.end(), end - 2)
-    ]
+    headers = [(name.lower(), value.rstrip(b"\t ")) for name, value in fields]
     read: dict[bytes, list[bytes]] = {}
     for name, value in headers:
         if name in _READ_HERE:

@@ -106,6 +106,7 @@ class Hub:
         self._trio_ready: select.poll | None = None  # polls that epoll alone
         self._for_trio = False  # that epoll is ready
         self._ran_hooks = False
+        self._had_light = False  # streams were left over from the last turn
         self._may_step = False  # in a turn, and no task's step is running
         self.timeouts = Timeouts()
         self._clock = 0.0
@@ -247,30 +248,32 @@ class Hub:
         events = self._epoll.poll(0 if light or heavy else wait_s, TURN_PUMPS)
         clock = self._clock = perf_counter()
         try:
-            pumps = self._pump_ready(events, clock)
+            pumps = self._handle(events, clock)
+            if light or heavy:
+                pumps += self._pump_queues(pumps, clock)
             if (
-                self._trio_ready is not None
-                and (light or heavy or len(events) == TURN_PUMPS)
+                (light or heavy or len(events) == TURN_PUMPS)
+                and self._trio_ready is not None
                 and self._trio_ready.poll(0)
             ):
                 self._for_trio = True  # among so many events Trio's epoll may be missing
         finally:
-            self._small_window = self._large_window = None
-            while self._leases:
-                self._leases.pop().release()
+            if self._leases:
+                self._small_window = self._large_window = None
+                while self._leases:
+                    self._leases.pop().release()
         return pumps
 
-    def _pump_ready(self, events: list[tuple[int, int]], clock: float) -> int:
-        """Pump readable streams, then those queued: light ones, then heavy ones. Streams that were
-        left over from the last turn go before readable ones.
+    def _handle(self, events: list[tuple[int, int]], clock: float) -> int:
+        """Call watchers, pump readable streams, and queue what must come after the streams left
+        over from the last turn. Returns how many were called or pumped.
         """
-        light, heavy = self._light, self._heavy
-        now, ends_at, pumps = clock + self._trio_ahead, clock + TURN_S, 0
-        had_light = late = bool(light)
+        parked, watchers, light = self._parked, self._watchers, self._light
+        now, pumps = clock + self._trio_ahead, 0
+        self._had_light = late = bool(light)
         for fd, mask in events:
-            ready = self._parked.get(fd)
-            if ready is None:
-                watcher = self._watchers.get(fd)
+            if fd not in parked:
+                watcher = watchers.get(fd)
                 if watcher is None:
                     self._for_trio = self._for_trio or fd == self._trio_fd
                     continue
@@ -278,15 +281,30 @@ class Hub:
                 watcher.on_ready(mask, now)
                 self._may_step = False
                 pumps += 1
-            elif ready.queued:
+                continue
+            ready = parked[fd]
+            if ready.queued:
                 pass
             elif late or ready.stream.wants_large:
                 self._enqueue(ready)
             else:
                 self._pump(ready, now)
                 pumps += 1
-                late = perf_counter() > ends_at
-        for _ in range(min(len(light), TURN_PUMPS) if had_light else 0):
+                late = perf_counter() > clock + TURN_S
+        return pumps
+
+    def _pump_queues(self, before: int, clock: float) -> int:
+        """Pump streams that are queued: light ones if they are left over from the last turn, then
+        heavy ones. `before`: how many were pumped in this turn. Returns how many more were.
+        """
+        light, heavy, now, ends_at = (
+            self._light,
+            self._heavy,
+            clock + self._trio_ahead,
+            clock + TURN_S,
+        )
+        pumps = before
+        for _ in range(min(len(light), TURN_PUMPS) if self._had_light else 0):
             if pumps and perf_counter() > ends_at:
                 break
             pumps += self._pump_queued(light.popleft(), now)
@@ -294,7 +312,7 @@ class Hub:
             if number and perf_counter() > ends_at:
                 break
             pumps += self._pump_queued(heavy.popleft(), now)
-        return pumps
+        return pumps - before
 
     def _enqueue(self, parked: _Parked) -> None:
         parked.queued = True

@@ -15,7 +15,7 @@ from math import inf
 from typing import Any, TypeVar
 
 from outcome import Error, Outcome, Value
-from trio.lowlevel import Task
+from trio.lowlevel import Abort, RaiseCancelT, Task
 
 trio_run: Any
 trio_traps: Any
@@ -25,7 +25,7 @@ try:
 except ImportError:
     trio_run = trio_traps = None
 
-__all__ = ["TrioLoop", "trio_loop"]
+__all__ = ["TrioLoop", "park", "trio_loop"]
 
 T = TypeVar("T")
 
@@ -34,9 +34,16 @@ _OF_TASKS = (
     "_abort_func",
     "_attempt_delivery_of_any_pending_cancel",
     "_cancel_points",
+    "_cancel_status",
     "_schedule_points",
     "custom_sleep_data",
 )
+
+
+park: Callable[[Callable[[RaiseCancelT], Abort]], Any] | None = getattr(
+    trio_traps, "WaitTaskRescheduled", None
+)
+"""What a coroutine yields in `wait_task_rescheduled`; None in an unknown Trio."""
 
 
 class TrioLoop:
@@ -46,7 +53,6 @@ class TrioLoop:
         "_instrumented",
         "_run_context",
         "_runner",
-        "_traps",
         "fd",
         "next_deadline",
         "runnable",
@@ -57,7 +63,6 @@ class TrioLoop:
         self._run_context = run_context
         self._runner = runner
         self._instrumented: dict[str, Any] = runner.instruments.data
-        self._traps = trio_traps
         self.runnable: deque[Any] = runner.runq
         """Tasks that can run now."""
         self.fd = epoll.fileno()
@@ -82,42 +87,42 @@ class TrioLoop:
         the loop: what `trio.lowlevel.reschedule` and Trio's loop do, without the pass.
         """
         unknown: Any = task
-        unknown._abort_func = None
-        unknown.custom_sleep_data = None
-        if "before_task_step" in self._instrumented:
+        unknown._abort_func = unknown.custom_sleep_data = None
+        instrumented, context = self._instrumented, self._run_context
+        if "before_task_step" in instrumented:
             self._runner.instruments.call("before_task_step", task)
-        self._run_context.task = task
-        final: Outcome[Any] | None = None
+        context.task = task
         try:
             try:
                 trap = task.context.run(task.coro.send, result)
-            except StopIteration as stop:
-                final = Value(stop.value)
             except BaseException as error:
-                final = Error(error)
-            if final is not None:
-                self._runner.task_exited(task, final)
+                self._runner.task_exited(task, _final(error))
                 return
             unknown._schedule_points += 1
-            if type(trap) is self._traps.WaitTaskRescheduled:
+            if type(trap) is park:
                 unknown._cancel_points += 1
                 unknown._abort_func = trap.abort_func
-                unknown._attempt_delivery_of_any_pending_cancel()
-            elif trap is self._traps.CancelShieldedCheckpoint:
+                if unknown._cancel_status.effectively_cancelled:
+                    unknown._attempt_delivery_of_any_pending_cancel()
+            elif trap is trio_traps.CancelShieldedCheckpoint:
                 self._runner.reschedule(task)
             else:  # `PermanentlyDetachCoroutineObject`, or a trap of another library
                 raise TypeError(f"a task of the hub has yielded {trap!r}")
         finally:
-            if "after_task_step" in self._instrumented:
+            if "after_task_step" in instrumented:
                 self._runner.instruments.call("after_task_step", task)
-            del self._run_context.task
-            final = None  # it may hold a traceback
+            del context.task
 
     @property
     def wants_idle(self) -> bool:
         """Whether a task waits for idleness: `wait_all_tasks_blocked`, an autojump clock."""
         runner = self._runner
         return bool(runner.waiting_for_idle) or runner.clock_autojump_threshold != inf
+
+
+def _final(error: BaseException) -> Outcome[Any]:
+    """What a task that has raised `error` has ended with."""
+    return Value(error.value) if isinstance(error, StopIteration) else Error(error)
 
 
 def trio_loop() -> TrioLoop | None:

@@ -6,13 +6,17 @@ it fires: a deadline for each wait would cost more than the wait.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from math import inf
+from types import coroutine
 from typing import Any, Protocol
 
 import outcome
 import trio
 from trio import current_time
-from trio.lowlevel import Abort, RaiseCancelT, Task
+from trio.lowlevel import Abort, RaiseCancelT, Task, current_task, wait_task_rescheduled
+
+from .loop import park
 
 __all__ = ["Timeouts", "Wait"]
 
@@ -23,11 +27,12 @@ Queue = dict[Any, float]
 class Timeouts:
     """The timeouts of one hub."""
 
-    __slots__ = ("_queues", "_timer")
+    __slots__ = ("_next_due", "_queues", "_timer")
 
     def __init__(self) -> None:
         self._queues: dict[float, Queue] = {}
-        self._timer = trio.CancelScope()  # its deadline: when the next one is due, or earlier
+        self._next_due = inf  # when the next one is due, or earlier
+        self._timer = trio.CancelScope()
 
     def start(self, wait: Wait, timeout_s: float) -> Queue:
         """Call `wait.expire` after `timeout_s`, unless the wait is removed from the result before."""
@@ -36,21 +41,21 @@ class Timeouts:
             queue = self._queues[timeout_s] = {}
         due = current_time() + timeout_s
         queue[wait] = due
-        if due < self._timer.deadline:
-            self._timer.deadline = due
+        if due < self._next_due:
+            self._next_due = self._timer.deadline = due
         return queue
 
     def timer(self) -> trio.CancelScope:
         """A scope that is cancelled when `expire` must be called."""
-        self._timer = trio.CancelScope(deadline=self._timer.deadline)
+        self._timer = trio.CancelScope(deadline=self._next_due)
         return self._timer
 
     def expire(self) -> None:
         """End the waits whose time has passed, if any."""
         now, next_due = current_time(), inf
-        if now < self._timer.deadline:
+        if now < self._next_due:
             return
-        self._timer.deadline = inf
+        self._next_due = inf
         for length, queue in tuple(self._queues.items()):
             while queue:
                 wait, due = next(iter(queue.items()))
@@ -61,7 +66,7 @@ class Timeouts:
                 wait.expire()
             if not queue:
                 del self._queues[length]
-        self._timer.deadline = min(next_due, self._timer.deadline)
+        self._next_due = self._timer.deadline = min(next_due, self._next_due)
 
 
 class Steps(Protocol):
@@ -89,26 +94,41 @@ class Wait:
         """Whether a task waits."""
         return self._task is not None
 
-    async def wait(self, timeout_s: float = inf) -> bool:
+    @coroutine
+    def wait(self, timeout_s: float = inf) -> Generator[Any, Any, bool]:
         """Wait for the next `wake`. Returns False if `timeout_s` has passed instead. Raises
-        `BusyResourceError` if another task waits.
+        `BusyResourceError` if another task waits, and what `fail` is called with.
         """
         if self._task is not None:
             raise trio.BusyResourceError("another task waits already")
-        self._task = trio.lowlevel.current_task()
+        self._task = current_task()
         if timeout_s != inf:
             self._timeouts = self._hub.timeouts.start(self, timeout_s)
-        result: bool = await trio.lowlevel.wait_task_rescheduled(self._abort)
-        return result
+        if park is None:
+            result = yield from wait_task_rescheduled(self._abort)  # noqa: ASYNC105
+        else:  # as `wait_task_rescheduled` does, without its two frames
+            came = yield park(self._abort)
+            result = came is _CAME or came.unwrap()
+        return bool(result)
 
     def wake(self) -> bool:
         """End the wait, if there is one; return whether there was. In a turn of the hub the task runs
         before this returns.
         """
-        if self._task is None:
+        task = self._task
+        if task is None:
             return False
-        self._hub.resume(self._leave(), _CAME)
+        self._task = None
+        if self._timeouts is not None:
+            self._timeouts.pop(self, None)
+            self._timeouts = None
+        self._hub.resume(task, _CAME)
         return True
+
+    def fail(self, error: Exception) -> None:
+        """End the wait, if there is one, by raising `error` there."""
+        if self._task is not None:
+            self._hub.resume(self._leave(), outcome.Error(error))
 
     def expire(self) -> None:
         """End the wait: its time has passed."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import inf
 
@@ -25,7 +25,6 @@ from .origin import Origin
 __all__ = ["Connection"]
 
 _NOT_YET = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-_probe = select.poll()  # an event of the hub may be a turn late
 
 
 class Connection:
@@ -34,6 +33,7 @@ class Connection:
     __slots__ = (
         "_hub",
         "_news",
+        "_probe",
         "_recv_into",
         "idle_since",
         "on_event",
@@ -58,6 +58,7 @@ class Connection:
         """Called for an event of an idle connection; None while it is lent."""
         self._hub: Hub | None = None  # since the first wait, if there is one
         self._news: Wait | None = None
+        self._probe: select.poll | None = None  # since it was idle first
 
     def receive_into(self, buffer: bytearray, at: int) -> int | None:
         """Read once into `buffer[at:]`; return the count, 0 at an orderly end, None if nothing is
@@ -96,30 +97,26 @@ class Connection:
         """Whether TLS holds decrypted bytes, which do not make the socket readable."""
         return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
 
-    async def wait_readable(self, timeout_s: float = inf) -> bool:
+    def wait_readable(self, timeout_s: float = inf) -> Awaitable[bool]:
         """Wait until a read may return something. Returns False if `timeout_s` has passed instead.
-        Raises `ReadFailed` if the connection is closed while waiting.
+        Raises `ReadFailed`, also if the connection is closed while waiting.
         """
         if self.tls and self.pending:
-            await trio.lowlevel.checkpoint()
-            return True
+            return _at_once()
         fd = self.sock.fileno()
         if fd < 0:
-            raise ReadFailed(f"{self.origin}: closed")
+            raise self._closed()
         if self._news is None:
             self._hub = current_hub()
             if self._hub is None:
-                return await self._wait_in_trio(timeout_s)
+                return self._wait_in_trio(timeout_s)
             self._news = Wait(self._hub)
         assert self._hub is not None
         try:
             self._hub.watch(fd, self)
         except OSError as error:  # epoll_ctl(2)
             raise failure_of(self.origin, error, ReadFailed) from error
-        came = await self._news.wait(timeout_s)
-        if self.sock.fileno() < 0:
-            raise ReadFailed(f"{self.origin}: closed")
-        return came
+        return self._news.wait(timeout_s)
 
     async def _wait_in_trio(self, timeout_s: float) -> bool:
         try:
@@ -129,7 +126,7 @@ class Connection:
             with trio.move_on_after(timeout_s) as scope:
                 await wait_readable(self.sock)
         except trio.ClosedResourceError:
-            raise ReadFailed(f"{self.origin}: closed") from None
+            raise self._closed() from None
         except OSError as error:  # epoll_ctl(2)
             raise failure_of(self.origin, error, ReadFailed) from error
         return not scope.cancelled_caught
@@ -145,36 +142,44 @@ class Connection:
         else:
             self._hub.forget(self.sock.fileno())  # it would be called again and again
 
-    async def send_all(self, data: bytes, timeout_s: float) -> None:
+    def send(self, data: bytes | memoryview) -> bytes | memoryview:
+        """Write what the socket accepts at once; return the rest. Never blocks. Raises `ReadFailed`
+        for a broken connection, and with TLS `ssl.SSLWantReadError`.
+        """
+        try:
+            sent = self.sock.send(data)
+        except (BlockingIOError, InterruptedError, ssl.SSLWantWriteError):
+            return data
+        except ssl.SSLWantReadError:
+            raise
+        except OSError as error:
+            raise failure_of(self.origin, error, ReadFailed) from error
+        self.written += sent
+        return b"" if sent == len(data) else memoryview(data)[sent:]
+
+    async def send_all(self, data: bytes | memoryview, timeout_s: float) -> None:
         """Write everything; `timeout_s` bounds each wait until the socket is writable. Raises
         `ReadFailed` for a broken connection, and `WriteTimedOut`.
 
         When cancelled, `written` counts what has been written.
         """
-        view: bytes | memoryview = data
-        while view:
+        while data:
             waiting_for = wait_writable
             try:
-                sent = self.sock.send(view)
-            except (BlockingIOError, InterruptedError, ssl.SSLWantWriteError):
-                pass
+                rest = self.send(data)
             except ssl.SSLWantReadError:
                 waiting_for = wait_readable
-            except OSError as error:
-                raise failure_of(self.origin, error, ReadFailed) from error
             else:
-                self.written += sent
-                if sent == len(view):
-                    return
-                view = memoryview(view)[sent:]
-                continue
+                if rest is not data:
+                    data = rest
+                    continue
             try:
                 with trio.fail_after(timeout_s):
                     await waiting_for(self.sock)
             except trio.TooSlowError:
                 raise WriteTimedOut(f"{self.origin}: took nothing for {timeout_s} s") from None
             except trio.ClosedResourceError:
-                raise ReadFailed(f"{self.origin}: closed") from None
+                raise self._closed() from None
             except OSError as error:  # epoll_ctl(2)
                 raise failure_of(self.origin, error, ReadFailed) from error
 
@@ -182,10 +187,10 @@ class Connection:
         """Whether an idle connection can carry a request: it is open, and the server has sent
         nothing.
         """
-        _probe.register(self.sock, select.POLLIN)
-        is_quiet = not _probe.poll(0)
-        _probe.unregister(self.sock)
-        if is_quiet:
+        if self._probe is None:
+            self._probe = select.poll()
+            self._probe.register(self.sock, select.POLLIN)
+        if not self._probe.poll(0):  # an event of the hub may be a turn late
             return True
         try:
             if isinstance(self.sock, ssl.SSLSocket):
@@ -211,5 +216,13 @@ class Connection:
             self._hub.forget(self.sock.fileno())
         trio.lowlevel.notify_closing(self.sock)
         self.sock.close()
-        if self._news is not None:
-            self._news.wake()
+        if self._news is not None and self._news.waiting:
+            self._news.fail(self._closed())
+
+    def _closed(self) -> ReadFailed:
+        return ReadFailed(f"{self.origin}: closed")
+
+
+async def _at_once() -> bool:
+    await trio.lowlevel.checkpoint()
+    return True

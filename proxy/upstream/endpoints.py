@@ -280,6 +280,8 @@ class Endpoints:
         checks, in the opposite order. Ties rotate. `tried` are the last resort. Raises
         `NoneInService`.
         """
+        if len(self.all) == 1 and self.all[0].ejected_until is None:
+            return Turn(self, self.all[0], probe=False)
         best: Endpoint | None = None
         chosen = 0
         best_rank = (2, 0, 0)  # worse than any

@@ -15,6 +15,7 @@ It does not choose endpoints and does not retry: `Balancer` does.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Awaitable
 from math import inf
 
 import msgspec
@@ -180,19 +181,29 @@ class _Attempt(msgspec.Struct, eq=False):
         has_begun = self._upload is not None and self._upload.taken
         return Sent.HEAD if written <= message.head_bytes and not has_begun else Sent.BODY
 
-    async def run(self) -> ResponseHead:
+    def run(self) -> Awaitable[ResponseHead]:
         """Send the request; return the response's head. Raises `UpstreamFailure`, `BadRequest`, and
         whatever the iteration of the body raises.
         """
-        message, timeouts = self._message, self._call.timeouts
-        write_s, first_byte_s = timeouts.write_s, timeouts.first_byte_s
-        await self._connection.send_all(message.first, write_s)
-        if message.encoder is None:
-            head = await self._read_head(first_byte_s, HeadReader())
-            if head is None:
-                raise self._no_response()
-            return head
-        self._upload = upload = Upload(self._connection, message.encoder, self._call.body, write_s)
+        encoder = self._message.encoder
+        return self._send_whole() if encoder is None else self._send_and_upload(encoder)
+
+    async def _send_whole(self) -> ResponseHead:
+        """Send a request of one piece, and read the head."""
+        connection, timeouts = self._connection, self._call.timeouts
+        rest: bytes | memoryview = self._message.first
+        if connection.tls or (rest := connection.send(rest)):
+            await connection.send_all(rest, timeouts.write_s)
+        head = await self._read_head(timeouts.first_byte_s, HeadReader())
+        if head is None:
+            raise self._no_response()
+        return head
+
+    async def _send_and_upload(self, encoder: BodyEncoder) -> ResponseHead:
+        """Send the beginning of a request, and the rest in another task; read the head."""
+        write_s, first_byte_s = self._call.timeouts.write_s, self._call.timeouts.first_byte_s
+        await self._connection.send_all(self._message.first, write_s)
+        self._upload = upload = Upload(self._connection, encoder, self._call.body, write_s)
         due = trio.CancelScope()  # the head's deadline, which starts when the upload ends
         if self._call.nursery is None:
             return await self._upload_until_head(upload, due)
@@ -255,8 +266,8 @@ class _Attempt(msgspec.Struct, eq=False):
         """Read the head, and pass on the informational responses before it. None if `timeout_s` has
         passed; it may be called again with the same `reader`.
         """
-        connection = self._connection
-        due, left_s = trio.current_time() + timeout_s, timeout_s
+        connection, left_s = self._connection, timeout_s
+        due = inf if timeout_s == inf else trio.current_time() + timeout_s
         while await connection.wait_readable(left_s):
             try:
                 data = connection.receive(_READ_BYTES)

@@ -35,7 +35,8 @@ class RetryBudget:
 
     def deposit(self) -> None:
         """Add the share of one request."""
-        self._tokens = min(self._tokens + self._share, MAX_SAVED_RETRIES)
+        if self._tokens < MAX_SAVED_RETRIES:
+            self._tokens = min(self._tokens + self._share, MAX_SAVED_RETRIES)
 
     def withdraw(self) -> bool:
         """Take one retry; return whether there was one."""

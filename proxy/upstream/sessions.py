@@ -196,7 +196,7 @@ class UpstreamSessions:
 
 def _id_in(headers: Fields) -> bytes | None:
     for name, value in headers:
-        if _is_id(name):
+        if len(name) == _LENGTH and name.lower() == _HEADER:
             return value
     return None
 

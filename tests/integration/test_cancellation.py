@@ -341,9 +341,9 @@ KINDS = {
         outcome="intercepted",
         given=lambda _: (Answers,),
     ),
-    "tls client": Exchanging(("connection.wait_readable", "hub.move"), client_tls=True),
+    "tls client": Exchanging(("http1._read_head", "hub.move"), client_tls=True),
     "http2": Exchanging(
-        ("connection.wait_readable", "hub.move", "passage.run_async"),
+        ("http1._read_head", "hub.move", "passage.run_async"),
         http2=True,
         body=TWICE,
         given=lambda streams: (streams.interceptor(edit), on_event_async(edit_later)),
