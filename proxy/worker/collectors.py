@@ -211,6 +211,9 @@ class EndpointCollector(Collector):
 
 
 class ProcessCollector(Collector):
+    def __init__(self, streams_limit: Callable[[], float]) -> None:
+        self._streams_limit = streams_limit
+
     def collect(self) -> Iterator[Metric]:
         yield CounterMetricFamily(
             "weirpool_log_lines_dropped",
@@ -226,6 +229,11 @@ class ProcessCollector(Collector):
             "weirpool_client_connections_limit",
             "As many may be open at once.",
             value=client_connections.limit,
+        )
+        yield GaugeMetricFamily(
+            "weirpool_streams_limit",
+            "As many exchanges may be under way at once.",
+            value=self._streams_limit(),
         )
         closed = CounterMetricFamily(
             "weirpool_client_connections_closed",

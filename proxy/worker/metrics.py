@@ -60,10 +60,11 @@ class Metrics:
         memory: CounterMemory | None = None,
         store: Callable[[], tuple[bool, Mapping[str, int]]] = lambda: (True, {}),
         reloads: Reloads | None = None,
+        streams_limit: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """`interceptor_totals`, `collectors`, `upstreams` and `store` (whether it is up, its failed
-        calls by kind) are called on each scrape. `memory` has the counters of the worker's
-        predecessors, if any. Raises `ConfigError` as `check` does.
+        calls by kind) and `streams_limit` are called on each scrape. `memory` has the counters of
+        the worker's predecessors, if any. Raises `ConfigError` as `check` does.
         """
         self.memory = memory or new_memory()
         self.registry = CollectorRegistry(auto_describe=False)
@@ -74,7 +75,7 @@ class Metrics:
             PoolCollector(pools),
             InterceptorCollector(interceptor_totals),
             EndpointCollector(upstreams),
-            ProcessCollector(),
+            ProcessCollector(streams_limit),
             StoreCollector(store),
             ReloadCollector(reloads or Reloads()),
         ]

@@ -4,6 +4,7 @@ draining state.
 
 from __future__ import annotations
 
+import math
 import time
 
 import trio
@@ -72,6 +73,7 @@ class Worker:
             memory=self.memory,
             store=lambda: (self.stores.is_up, self.stores.failures),
             reloads=self.reloads,
+            streams_limit=self.streams_limit,
         )
         self.generations.on_retire = self.metrics.keep
         self.started_at = time.time()
@@ -181,6 +183,13 @@ class Worker:
         # First take the place: another worker can look at the same time.
         self.memory.admitted = self.admitted + 1
         return sum(memory.admitted for memory in self.memories) > settings.max_total_streams
+
+    def streams_limit(self) -> float:
+        """`max_streams`, or the worker's share of `max_total_streams` if that is less."""
+        settings = self.generations.current.config.reverse_proxy
+        total = settings.max_total_streams
+        share = math.inf if total is None else total / len(self.memories)
+        return min(settings.limits.max_streams, share)
 
     def client_place(self, route: Route, client: str | None) -> tuple[str, str] | None:
         """Return the counter of a client's streams; None if they are not limited, or the address is

@@ -232,6 +232,7 @@ async def test_streams_of_all_workers_are_limited_together(tmp_path: Path) -> No
         assert statuses[-1] == 503
         listed = (await workers.status())["exchanges"]
         assert (listed["total"], len(listed["oldest"])) == (100, 100)
+        assert (await workers.metrics())["weirpool_streams_limit"] == 100
         victim = listed["oldest"][0]["worker"]
         os.kill(workers.pids[victim], signal.SIGKILL)
         await workers.process.event("worker_died")

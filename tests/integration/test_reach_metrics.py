@@ -82,6 +82,7 @@ METRICS = {
     "weirpool_llm_tokens": r'_total{client="-",interceptor="usage",kind="input",model="m",route="/v1"} 5.0',
     "weirpool_refused": r'_total{reason="no_endpoint",route="/dead"} 1.0',
     "weirpool_retries": r'_total{endpoint="http://127.0.0.1:9",upstream="dead"} 1.0',
+    "weirpool_streams_limit": r" 10000.0",
     "weirpool_streams_active": r'{route="/"} 2.0',
     "weirpool_time_to_first_byte_seconds": r'_count{route="/"} [1-9]',
     "weirpool_unread_parts": r'_total{interceptor="own"} [2-9]',

@@ -24,7 +24,6 @@ PENDING: set[str] = {
     "process_resident_memory_bytes",
     "weirpool_hook_seconds_bucket",
     "weirpool_intercepted_total",
-    "weirpool_streams_limit",
     "weirpool_upstream_responses_total",
     "weirpool_workers_died_total",
 }
