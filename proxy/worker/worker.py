@@ -17,6 +17,7 @@ from ..downstream import client_connections, connections_by_open_files
 from ..errors import ConfigError
 from ..http.headers import Via, network_of, new_pseudonym
 from ..hub import Hub
+from ..telemetry import Tracing
 from .collecting import BodyBudget
 from .counters import State
 from .generations import Generations
@@ -85,6 +86,8 @@ class Worker:
         """Moves streams while the app's lifespan runs it; without it each stream's task waits for
         itself.
         """
+        self.tracing: Tracing | None = None
+        """Makes the spans of exchanges; None while traces are off. The app opens it."""
         self.siblings: Siblings | None = None
         """The other workers, which may have sessions that this one does not know."""
         if group is not None:
