@@ -190,6 +190,8 @@ class StreamChain(Passage):
 
     async def _add(self, events: list[Event], ordinal: int, parts: Parts) -> None:
         """Add events of the member with that ordinal. Raises `InterceptorError`."""
+        if not events:
+            return
         if self._watcher is not None:
             self._watcher.added(events)
         events = await self._hooks.run(events, self._hooks.index_after(ordinal))

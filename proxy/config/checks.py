@@ -30,7 +30,6 @@ from .grammar import (
     prefix_problem,
     server_name_problem,
 )
-from .process import PAGES
 from .schema import Config, HeaderRules, Heartbeat, Reconnect, Route, Upstream
 
 __all__ = ["mistakes_of", "warnings_of"]
@@ -45,6 +44,12 @@ def mistakes_of(config: Config, bad: Collection[str] = ()) -> Iterator[Mistake]:
     for index, upstream in enumerate(proxy.upstreams):
         yield from _of_upstream(upstream, f"reverse_proxy.upstreams[{index}]")
     yield from _hosts(config.admin.hosts, "admin.hosts")
+    if config.admin.inspect and config.admin.token is None and config.admin.port is None:
+        yield Mistake(
+            "admin.inspect",
+            "shows what clients and upstreams send, but everybody can reach the pages",
+            "set admin.token, such as ${WEIRPOOL_ADMIN_TOKEN}, or admin.port",
+        )
     yield from _repeated([item.name for item in config.interceptors], "interceptors", "interceptor")
     yield from _of_paths(proxy.routes)
     yield from _of_names(config, bad)
@@ -262,7 +267,7 @@ def _unused(config: Config, bad: Collection[str]) -> Iterator[Mistake]:
 def _shadowed(config: Config) -> Iterator[Mistake]:
     """Routes that another route, or an admin page, takes requests from."""
     admin = config.admin
-    pages = {admin.prefix + page for page in PAGES} if admin.port is None else set()
+    pages = {admin.prefix + page for page in admin.pages} if admin.port is None else set()
     paths = {normal_path(item.path.encode()): item.path for item in config.reverse_proxy.routes}
     for index, route in enumerate(config.reverse_proxy.routes):
         path, own = f"reverse_proxy.routes[{index}].path", normal_path(route.path.encode())

@@ -25,6 +25,8 @@ __all__ = ["PAGES", "Admin", "Drain", "Log", "Reporting", "Store", "Telemetry"]
 
 PAGES = ("/metrics", "/healthz", "/readyz", "/status", "/status/stream")
 """The paths of the admin pages, after `admin.prefix`."""
+INSPECT_PAGES = ("/inspect", "/inspect/stream", "/inspect/inspect.css", "/inspect/inspect.js")
+"""Those that `admin.inspect` adds."""
 
 
 class Reporting(Settings, frozen=True):
@@ -110,9 +112,18 @@ class Admin(Settings, frozen=True):
         ]
         | None
     ) = None
-    """The bearer token that `/status` and `/status/stream` require. null: none. `/metrics`,
-    `/healthz` and `/readyz` never require it.
+    """The bearer token that `/status`, `/status/stream` and `/inspect/stream` require. null: none.
+    `/metrics`, `/healthz` and `/readyz` never require it.
     """
+    inspect: bool = False
+    """Whether `/inspect` shows the events of live streams, which are content: see docs/inspector.md.
+    Requires `token` or `port`.
+    """
+
+    @property
+    def pages(self) -> tuple[str, ...]:
+        """The paths of the pages, after `prefix`."""
+        return PAGES + INSPECT_PAGES if self.inspect else PAGES
 
 
 class Log(Settings, frozen=True):

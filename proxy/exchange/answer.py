@@ -19,6 +19,7 @@ from ..http.body import has_no_body
 from ..relay.heartbeat import with_heartbeats
 from .client_response import ClientResponse
 from .context import ExchangeContext
+from .tapping import show_added, show_answer
 
 __all__ = ["send_answer"]
 
@@ -38,17 +39,15 @@ async def send_answer(ctx: ExchangeContext, answer: Response) -> Outcome:
     if answer.made_by is not None:
         ctx.progress.answered_by, outcome = answer.made_by.name, answer.made_by.outcome
         ctx.progress.answered_kind = answer.kind
-        if ctx.progress.span is not None:
-            ctx.progress.span.add_event(
-                "answer", trio.current_time(), {"weirpool.interceptor": answer.made_by.name}
-            )
+    if ctx.progress.tap is not None:
+        show_answer(ctx.progress.tap, answer)
     response = ctx.response
     bodiless = has_no_body(ctx.request.method, answer.status)
     await _send_head(response, answer, streams=answer.events is not None and not bodiless)
     if bodiless:
         return outcome
     if answer.events is not None:
-        await _send_events(response, answer.made_by, answer.events)
+        await _send_events(ctx, answer.made_by, answer.events)
     elif answer.body:
         await response.write(answer.body, last=True)
     return outcome
@@ -72,14 +71,17 @@ async def _send_head(response: ClientResponse, answer: Response, *, streams: boo
 
 
 async def _send_events(
-    response: ClientResponse, owner: Owner, given: Iterable[Event] | AsyncIterable[Event]
+    ctx: ExchangeContext, owner: Owner, given: Iterable[Event] | AsyncIterable[Event]
 ) -> None:
+    response, progress = ctx.response, ctx.progress
     events = aiter(given) if isinstance(given, AsyncIterable) else _iterate(given)
     step = partial(_next_event, owner, events)
     try:
         while (
             event := await with_heartbeats(step, response.heartbeat_s, response.send_heartbeat)
         ) is not None:
+            if progress.tap is not None:
+                show_added(progress.tap, event)
             await response.write(event.raw)
     finally:
         if hasattr(events, "aclose"):

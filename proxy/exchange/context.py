@@ -18,8 +18,8 @@ from interceptors.hooks import Owner
 from interceptors.message import forget_body
 from pools import BufferScope
 
+from ..inspector import Tap
 from ..relay import Relay
-from ..telemetry import ExchangeSpan
 from ..upstream import UpstreamBody
 from ..worker.collecting import CollectedBody
 from ..worker.routes import Route
@@ -61,6 +61,8 @@ class Progress(msgspec.Struct, eq=False):
     chain: StreamChain | None = None
     """The interceptors of the response. The exchange closes it."""
     relay: Relay | None = None
+    tap: Tap | None = None
+    """Shows the exchange to those who watch."""
     first_body_at: float | None = None
     """Trio's time of the first body bytes, of a body that no relay moved."""
     answered_by: str | None = None
@@ -69,8 +71,6 @@ class Progress(msgspec.Struct, eq=False):
     """The error type of that answer, if it is a refusal."""
     upstream_request_id: bytes | None = None
     """The upstream's own id for the request, if it has returned one."""
-    span: ExchangeSpan | None = None
-    """None while traces are off."""
 
     @property
     def counts(self) -> EventCounts | None:

@@ -24,8 +24,8 @@ from pools import BufferScope
 from ..dialects import GENERIC, Dialect
 from ..downstream import ClientStream
 from ..errors import UpstreamFailure
-from ..telemetry import ExchangeSpan
-from ..worker.logs import EXCHANGE, SPAN
+from ..inspector import Tap
+from ..worker.logs import EXCHANGE
 from ..worker.routes import Route
 from ..worker.worker import NO_ROUTE, Worker
 from .client_response import ClientResponse
@@ -37,7 +37,7 @@ from .phases import serve
 from .refusal import refusal_of
 from .request import Admission, read_request
 from .request_body import LINGER_S, RequestBody
-from .tracing import Ended, finish_span
+from .tapping import AT_END, watch
 
 __all__ = ["Exchange"]
 
@@ -80,8 +80,6 @@ class Exchange:
         self.started_at = self._ended_at = trio.current_time()
         self._progress = Progress(self.started_at)
         self.number = 0
-        if worker.tracing is not None:
-            self._progress.span = worker.tracing.begin(self._request.headers, self.started_at)
         self.route_name = NO_ROUTE
         self.is_counted = False
         self.client_place: tuple[str, str] | None = None
@@ -94,8 +92,6 @@ class Exchange:
         """Serve the request to its end. Raises only what cancels it."""
         worker, ending = self._worker, self._ending
         EXCHANGE.set(self._request)
-        if (span := self._progress.span) is not None:
-            SPAN.set(span)
         route = self._admit()
         worker.enter(self)
         try:
@@ -125,8 +121,6 @@ class Exchange:
         finally:
             await self._end()
             EXCHANGE.set(None)  # the task of a connection serves the next request
-            if span is not None:
-                SPAN.set(None)
 
     async def _serve(
         self,
@@ -243,13 +237,11 @@ class Exchange:
         if not ending.whole:
             kind = getattr(ending.failure, "kind", None)
             self._worker.metrics.routes[route].account(outcome, kind, progress.first_byte_s)
-        status, log, span = self._response.status, self._log, progress.span
-        log_id = self._request.request_id if span is None else span.trace_id
-        if span is not None:
-            self._end_span(span)
+        status, log = self._response.status, self._log
         failed = is_failure(ending, status, progress)
         succeeded = outcome is Outcome.COMPLETED and status is not None and status < 400
-        if not log.takes(failed=failed, succeeded=succeeded, id=log_id):
+        takes = log.takes(failed=failed, succeeded=succeeded, id=self._request.request_id)
+        if not takes and progress.tap is None:
             return
         line = {
             "route": route,
@@ -258,16 +250,11 @@ class Exchange:
             "duration": round(self._ended_at - self.started_at, 6),
             **exchange_line(self._request, progress, ending, status),
         }
-        if span is not None:
-            line["trace_id"], line["span_id"] = span.trace_id, span.span_id
-        log.write(line, failed=failed, succeeded=succeeded)
-
-    def _end_span(self, span: ExchangeSpan) -> None:
-        """Export the span, if it is sampled."""
-        tracing, route = self._worker.tracing, self._admission.route
-        if tracing is not None and span.sampled:
-            ended = Ended(self._ending, self._response.status, self._ended_at)
-            tracing.end(finish_span(span, self._request, route, self._progress, ended))
+        if takes:
+            log.write(line, failed=failed, succeeded=succeeded)
+        if progress.tap is not None:
+            progress.tap.end({name: line[name] for name in AT_END if name in line})
+            progress.tap = None
 
     def _break_cycles(self) -> None:
         """Free everything now: the garbage collector runs rarely."""
@@ -322,6 +309,27 @@ class Exchange:
             "bytes": self.bytes_downstream,
             "events": None if counts is None else counts.total,
         }
+
+    @property
+    def tap(self) -> Tap | None:
+        """Shows the exchange to those who watch."""
+        return self._progress.tap
+
+    def watch(self, tap: Tap | None) -> None:
+        """Show the exchange to `tap` from now on; None: to nobody."""
+        response = self._response
+        watch(self._progress, tap, response.status, is_plain=response.may_add)
+
+    @property
+    def request_id(self) -> str:
+        """The request's id."""
+        return self._request.request_id
+
+    @property
+    def dialect_name(self) -> str:
+        """The dialect of the route; "" without a route."""
+        route = self._admission.route
+        return "" if route is None else route.dialect.name
 
     @property
     def _dialect(self) -> Dialect:

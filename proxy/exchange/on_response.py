@@ -37,6 +37,7 @@ from ..relay.heartbeat import with_heartbeats
 from ..upstream import Fields, UpstreamBody, UpstreamCall
 from .context import ExchangeContext
 from .response_body import look_at, read_json
+from .tapping import show_head
 from .upstream_call import ReceivedHead
 
 __all__ = ["PreparedResponse", "on_response", "pass_interim"]
@@ -122,6 +123,8 @@ async def on_response(ctx: ExchangeContext, received: ReceivedHead) -> PreparedR
             else:
                 rewrite.json = json.text
         shown = msgspec.structs.replace(shown, headers=shown.head.headers.raw)
+    if ctx.progress.tap is not None:
+        show_head(ctx.progress, shown.status, shown.media_type, kind == "events", shown.coding)
     headers, whole = [], rewrite.json
     if not begun:
         headers = _headers_for_client(ctx, received, shown, kind, rewrite)
@@ -129,6 +132,8 @@ async def on_response(ctx: ExchangeContext, received: ReceivedHead) -> PreparedR
             whole = received.body.take()
             if whole:
                 ctx.progress.first_body_at = trio.current_time()
+                if ctx.progress.tap is not None:
+                    ctx.progress.tap.show_whole(whole)
     is_chunked = kind != "none" and b"content-length" not in dict(headers)
     return PreparedResponse(
         status=shown.status,
@@ -231,6 +236,8 @@ def _open_chain(ctx: ExchangeContext, shown: ShownHead, kind: BodyKind) -> Strea
     )
     if chain.failure is not None:
         raise chain.failure
+    if ctx.progress.tap is not None:
+        chain.watch(ctx.progress.tap)
     return chain
 
 

@@ -34,7 +34,7 @@ from .observe import observe_request
 from .on_response import PreparedResponse, on_response, pass_interim
 from .reconnection import move_over_connections
 from .request_body import Body
-from .tracing import join_trace, pass_trace
+from .tapping import copy_unseen
 from .upstream_call import ReceivedHead, UpstreamRequest
 
 __all__ = ["serve"]
@@ -207,8 +207,6 @@ def _request_for_hooks(ctx: ExchangeContext, has_body: bool) -> Request:
         request.operation = Operation(route.dialect.name)
     request.target = client.target.raw
     request.sessions = route.sessions
-    if ctx.progress.span is not None:
-        request.trace_id = ctx.progress.span.trace_id
     nursery = ctx.nursery
     assert nursery is not None
     request.spawn = lambda *task: nursery.start_soon(ctx.run_task, *task)
@@ -286,12 +284,7 @@ async def _show_body(ctx: ExchangeContext, request: Request, body: Body) -> Resp
         limit = worker.config.reverse_proxy.limits.max_collected_bytes
         ctx.collected = CollectedBody(worker.bodies, limit)
         request.set_body(await ctx.body.collect(body, ctx.collected.hold))
-        if ctx.progress.span is not None:
-            join_trace(ctx.progress.span, ctx.route, request)
-    answer = await ctx.route.chain.on_request_body(request)
-    if answer is None and ctx.progress.span is not None:
-        pass_trace(ctx.progress.span, ctx.route, request)
-    return answer
+    return await ctx.route.chain.on_request_body(request)
 
 
 async def call_upstream(ctx: ExchangeContext, outgoing: OutgoingRequest) -> ReceivedHead:
@@ -309,7 +302,6 @@ async def call_upstream(ctx: ExchangeContext, outgoing: OutgoingRequest) -> Rece
         partial(pass_interim, ctx),
         response.ask_for_body if outgoing.expects_continue else None,
         identity=ctx.route.chain.sees_streams or heartbeat_s is not None,
-        span=ctx.progress.span,
     )
     if heartbeat_s is None:
         return await upstream.send(outgoing.body)
@@ -357,6 +349,8 @@ def relay(ctx: ExchangeContext, stream: ResponseStream) -> Awaitable[None]:
         wrote_before_body=response.writer.bytes_sent > 0,
         resume=resume,
     )
+    if ctx.progress.tap is not None:
+        copy_unseen(ctx.progress.tap, moved)
     listening = stream.is_sse and ctx.request.method in route.listening
     if listening:
         response.send_probes()

@@ -157,6 +157,8 @@ class EventRelay(Relay):
         if first == last:
             return True
         self.last_write = self.last_read
+        if self._copy is not None:
+            self._copy(buffer, first, last)
         part = memoryview(buffer)[first:last]
         try:
             return self.writer.write((part,))

@@ -14,7 +14,7 @@ from pools import BufferScope, Pools
 from ..downstream import Writer
 from ..hub import Need
 from ..upstream import UpstreamBody
-from .step import Relay
+from .step import Copy, Relay
 
 __all__ = ["PassingRelay"]
 
@@ -37,7 +37,7 @@ class PassingRelay(Relay):
         sse: bool,
     ) -> None:
         super().__init__(body, writer, chain, pools, scope, sse=sse)
-        self._keeps_chunks = body.chunked and writer.keeps_chunks
+        self._keeps_chunks = self._may_keep_chunks
         self._tail = StreamTail()
         self._bom: bytes | None = None  # the part received of a BOM that must not pass
 
@@ -63,6 +63,15 @@ class PassingRelay(Relay):
         self._note(last - first, now)
         all_sent = (first == last and not self._bom) or self._pass(window, first, last)
         return self.next_need() if all_sent else _WRITE
+
+    def copy_to(self, copy: Copy | None) -> None:
+        super().copy_to(copy)
+        # Chunks with their framing are not copied.
+        self._keeps_chunks = copy is None and self._bom is None and self._may_keep_chunks
+
+    @property
+    def _may_keep_chunks(self) -> bool:
+        return self.body.chunked and self.writer.keeps_chunks
 
     def note_own_write(self) -> None:
         if self.first_read is None and self._bom is None and self._sse:
@@ -119,6 +128,8 @@ class PassingRelay(Relay):
             if self._bom is not None:
                 return self._pass_without_bom(bytes(buffer[first:last]))
             self._tail.remember(buffer, first, last)
+        if self._copy is not None:
+            self._copy(buffer, first, last)
         part = memoryview(buffer)[first:last]
         try:
             return self.writer.write((part,))
@@ -133,10 +144,12 @@ class PassingRelay(Relay):
             return True
         data = self._bom.removeprefix(BOM)
         self._bom = None
-        self._keeps_chunks = self.body.chunked and self.writer.keeps_chunks
+        self._keeps_chunks = self._copy is None and self._may_keep_chunks
         if not data:
             return True
         self._tail.remember(data, 0, len(data))
+        if self._copy is not None:
+            self._copy(data, 0, len(data))
         return self.writer.write((data,))
 
 

@@ -14,6 +14,7 @@ outcomes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import trio
 
@@ -26,8 +27,11 @@ from ..hub import Need
 from ..upstream import UpstreamBody
 from .heartbeat import PING
 
-__all__ = ["Need", "Relay", "release_parts"]
+__all__ = ["Copy", "Need", "Relay", "release_parts"]
 
+
+Copy = Callable[[bytearray | bytes, int, int], None]
+"""Takes a copy of `buffer[first:last]`, which passes unseen by hooks."""
 
 # Reading an enum member is slower than reading a global.
 _READ, _TURN, _HOOK, _EMIT, _WRITE, _END = (
@@ -44,6 +48,7 @@ class Relay(ABC):
     """Moves one body, a step at a time."""
 
     __slots__ = (
+        "_copy",
         "_half_full",
         "_pools",
         "_scope",
@@ -76,6 +81,7 @@ class Relay(ABC):
         self._scope = scope
         self._sse = sse
         self._half_full = pools.sse_event.size // 2
+        self._copy: Copy | None = None
         self.wants_large = not sse
         """Whether the next pump wants a window of `http_response` rather than `sse_event`."""
         self.first_read: float | None = None
@@ -107,6 +113,10 @@ class Relay(ABC):
         hook. Raises as `pump`.
         """
         raise NotImplementedError("bytes that no hook sees do not stop")
+
+    def copy_to(self, copy: Copy | None) -> None:
+        """Give `copy` what passes unseen by hooks, from now on; None: nobody. It must not raise."""
+        self._copy = copy
 
     def continue_with(self, body: UpstreamBody) -> None:
         """Continue the stream in another body. An unfinished event of the last one is discarded."""

@@ -1,4 +1,4 @@
-"""The admin pages (`PAGES` of the configuration's module) and their separate port.
+"""The admin pages (`Admin.pages`) and their separate port.
 
 A page has exactly one path, byte for byte; any other spelling is an ordinary path. With
 `admin.port` only that port serves the pages, and the main port forwards their paths. The port stays
@@ -18,7 +18,7 @@ from hypercorn.trio import serve as hypercorn_serve
 from quart import Response, request
 from quart_trio import QuartTrio
 
-from ..config import PAGES, Admin
+from ..config import Admin
 from ..downstream import Scope, raw_target
 from ..errors import RequestRefused
 from ..http import Host, HostList, read_target, request_host
@@ -56,7 +56,7 @@ def bind_admin(admin: Admin) -> socket.socket | None:
 
 def page_paths(admin: Admin) -> frozenset[bytes]:
     """The paths of the pages, byte for byte."""
-    return frozenset((admin.prefix + page).encode() for page in PAGES)
+    return frozenset((admin.prefix + page).encode() for page in admin.pages)
 
 
 class Page(NamedTuple):

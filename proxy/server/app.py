@@ -34,7 +34,6 @@ from ..downstream import (
 from ..errors import ConfigError, Problem
 from ..exchange.exchange import Exchange
 from ..hub import Hub
-from ..telemetry import open_tracing
 from ..worker.generations import LEAVE_S
 from ..worker.logs import configure_logging, flush_log
 from ..worker.secret import log_random_secret
@@ -42,6 +41,7 @@ from ..worker.siblings import Group
 from ..worker.stderr import take_over_stderr
 from ..worker.worker import Worker
 from .admin import add_pages, bind_admin, own_page, page_paths, serve_admin
+from .inspector_pages import add_inspector
 from .listen import name_of
 from .pages import Pages
 
@@ -135,6 +135,8 @@ def create_app(
     app.pages = page_paths(config.admin) if config.admin.port is None else frozenset()
     pages = Pages(worker)
     add_pages(app, pages, config.admin)
+    if pages.inspecting is not None:
+        add_inspector(app, pages.inspecting, config.admin)
 
     @app.while_serving
     async def lifespan() -> Any:
@@ -151,9 +153,9 @@ def create_app(
         worker.ready = False
         await worker.generations.aclose()
         await pages.stream.aclose()
+        if pages.inspecting is not None:
+            await pages.inspecting.aclose()
         worker.metrics.publish()
-        if worker.tracing is not None:
-            await worker.tracing.aclose()
         for scope in scopes:
             scope.cancel()
         report(worker.pools)
@@ -171,13 +173,14 @@ async def _start(app: Weirpool, config: Config, pages: Pages) -> list[trio.Cance
     worker = app.worker
     store = await app.nursery.start(worker.stores.run)
     worker.start_details["store"] = worker.stores.describe()
-    worker.tracing = open_tracing()  # after the fork: it starts a thread
     await worker.generations.start(app.nursery)
     runs: list[Callable[[], Awaitable[None]]] = [
         lambda: run_reports(worker.pools, config.reporting.interval),
         worker.history.run,
         pages.stream.run,
     ]
+    if pages.inspecting is not None:
+        runs.append(pages.inspecting.run)
     if Hub.available():
         worker.hub = Hub(worker.pools)
         runs.append(partial(_run_hub, worker, worker.hub))

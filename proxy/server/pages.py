@@ -17,6 +17,7 @@ from ..worker.counters import State
 from ..worker.families import Family, Sample, decode, encode, labelled, merge, render
 from ..worker.metrics import families_in
 from ..worker.worker import Worker
+from .inspecting import Inspecting
 from .status import read_version, routes_in, status_of
 from .totals import Part, add_up, decode_part
 from .watching import StatusStream
@@ -50,6 +51,11 @@ class Pages:
             # On a port of their own, the pages show a drain to its end.
             lambda: worker.draining and not private,
         )
+        self.inspecting: Inspecting | None = None
+        if worker.inspector is not None:
+            self.inspecting = Inspecting(
+                worker.inspector, worker.siblings, lambda: worker.draining and not private
+            )
         if worker.siblings is not None:
             worker.siblings.part_of = lambda page: parts[page]()
 

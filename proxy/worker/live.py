@@ -10,20 +10,20 @@ from typing import Any, Protocol
 
 from interceptors.chain import EventCounts
 
+from ..inspector import Inspected
+
 __all__ = ["LiveExchange", "describe_live"]
 
 MOST_LISTED = 1000
 
 
-class LiveExchange(Protocol):
+class LiveExchange(Inspected, Protocol):
     """One exchange between `Worker.enter` and `Worker.leave`."""
 
     number: int
     """Unique in its worker; `Worker.enter` sets it."""
     route_name: str
     """The route's label in logs and metrics."""
-    started_at: float
-    """Trio's time."""
     is_counted: bool
     """It counts against the limits of streams; a refused one does not."""
     client_place: tuple[str, str] | None
@@ -46,10 +46,6 @@ class LiveExchange(Protocol):
 
     def stop(self) -> None:
         """End the exchange because the worker drains. Synchronous."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """The exchange in `/status` (`proxy.server.status.status_of`)."""
         ...
 
 

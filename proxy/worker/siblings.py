@@ -11,7 +11,7 @@ sockets have no name: only these processes can write to them.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from secrets import randbits
@@ -106,6 +106,13 @@ class Siblings:
         )  # an answer to this worker's predecessor must not look like an answer to it
         self.part_of: Callable[[str], bytes] = lambda page: b""
         """Returns this worker's part of a page, without blocking."""
+        self.show: Callable[[dict[str, Any], trio.SocketStream], Awaitable[None]] | None = None
+        """Sends what a sibling wants to watch, and closes the stream."""
+
+    @property
+    def others(self) -> Collection[int]:
+        """The numbers of the other workers."""
+        return self._others.keys()
 
     async def ask(self, upstream: str, uri: bytes, messages: list[str]) -> bool:
         """Ask the worker that has this session's stream to put messages on it. Returns whether one
@@ -146,14 +153,31 @@ class Siblings:
         return parts
 
     async def _fetch(self, other: int, page: str, parts: dict[int, bytes]) -> None:
-        with suppress(OSError):  # no descriptor, or the worker has ended
+        stream = await self.connect(other, {"page": page})
+        if stream is not None:
+            async with stream:
+                with suppress(trio.BrokenResourceError):
+                    parts[other] = b"".join([chunk async for chunk in stream])
+
+    async def connect(self, other: int, letter: dict[str, Any]) -> trio.SocketStream | None:
+        """Send a letter with one end of a new socket, for the answer; returns the other end. None:
+        there is no descriptor, or the worker does not take it.
+        """
+        try:
             own, its = socket.socketpair()
-            async with trio.SocketStream(trio.socket.from_stdlib_socket(own)) as stream:
-                with its:
-                    sent = await self._send(other, {"from": self._index, "page": page}, its)
-                if sent:
-                    with suppress(trio.BrokenResourceError):
-                        parts[other] = b"".join([chunk async for chunk in stream])
+        except OSError:
+            return None
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(own))
+        with its:
+            try:
+                sent = await self._send(other, {"from": self._index, **letter}, its)
+            except BaseException:
+                own.close()
+                raise
+        if sent:
+            return stream
+        own.close()
+        return None
 
     async def _put(self, other: int, letter: dict[str, Any], question: _Question) -> None:
         if not await self._send(other, letter):
@@ -180,6 +204,9 @@ class Siblings:
         if "page" in letter:
             for sock in answering:  # none if this process had no descriptor left
                 nursery.start_soon(self._answer, sock, letter["page"])
+        elif "view" in letter:
+            for sock in answering:
+                nursery.start_soon(self._show, sock, letter["view"])
         elif "upstream" in letter:
             upstream, uri = letter["upstream"], letter["uri"].encode("latin-1")
             live = self._sessions.live.get((upstream, uri))
@@ -203,6 +230,16 @@ class Siblings:
                     structlog.get_logger("proxy").error("internal_error", exc_info=True)
                 else:
                     await stream.send_all(data)
+
+    async def _show(self, sock: socket.socket, asked: dict[str, Any]) -> None:
+        """Send what a sibling wants to watch, until it closes the socket."""
+        sock.setblocking(False)
+        try:
+            async with trio.SocketStream(trio.socket.from_stdlib_socket(sock)) as stream:
+                if self.show is not None:
+                    await self.show(asked, stream)
+        except Exception:
+            structlog.get_logger("proxy").error("internal_error", exc_info=True)
 
     async def _deliver(self, upstream: str, uri: bytes, messages: list[str]) -> None:
         try:

@@ -17,7 +17,7 @@ from ..downstream import client_connections, connections_by_open_files
 from ..errors import ConfigError
 from ..http.headers import Via, network_of, new_pseudonym
 from ..hub import Hub
-from ..telemetry import Tracing
+from ..inspector import Inspector
 from .collecting import BodyBudget
 from .counters import State
 from .generations import Generations
@@ -86,8 +86,6 @@ class Worker:
         """Moves streams while the app's lifespan runs it; without it each stream's task waits for
         itself.
         """
-        self.tracing: Tracing | None = None
-        """Makes the spans of exchanges; None while traces are off. The app opens it."""
         self.siblings: Siblings | None = None
         """The other workers, which may have sessions that this one does not know."""
         if group is not None:
@@ -97,6 +95,8 @@ class Worker:
         self.start_details: dict[str, object] = {}
         """Further fields of the `started` line."""
         self.live: set[LiveExchange] = set()
+        self.inspector = Inspector(index, lambda: self.live) if config.admin.inspect else None
+        """Shows live streams to those who watch."""
         self.entered = 0
         """Exchanges so far: the number of the last one."""
         self.admitted = 0
@@ -146,6 +146,8 @@ class Worker:
         tally.begin(exchange)
         self._unpublished = True
         self.live.add(exchange)
+        if self.inspector is not None and self.inspector.views:
+            self.inspector.begin(exchange)
         if exchange.is_counted:
             tally.admitted += 1
             self.admitted += 1

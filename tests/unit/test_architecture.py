@@ -15,9 +15,9 @@ MODULES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rg
 LAYERS = [
     {"errors", "keepalive"},
     {"http", "hub"},
-    {"upstream", "downstream", "store", "telemetry"},
+    {"upstream", "downstream", "store"},
     {"config"},
-    {"dialects"},
+    {"dialects", "inspector"},
     {"relay"},
     {"worker"},
     {"exchange"},

@@ -1,0 +1,319 @@
+"""`Tap`: copies of the events of one exchange, for the feeds of the views that watch it.
+
+It exists only while a view watches. What arrives, what each hook returns and what leaves become
+`Record`s with at most `MAX_TEXT_BYTES` of each event. Bytes that pass unframed are copied and framed
+here. Nothing here raises, waits or keeps a buffer of a pool: a tap that fails is closed and logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import structlog
+import trio
+
+from interceptors import End, Event
+from interceptors.framing import EventFramer, FrameKind, one_by_one
+from interceptors.hooks import Owner
+from interceptors.sse import find_empty_line
+from interceptors.watcher import Watcher
+
+__all__ = ["CLIENT", "MAX_TEXT_BYTES", "UPSTREAM", "BodyKind", "Feed", "Record", "Tap"]
+
+MAX_TEXT_BYTES = 1 << 16
+"""Bytes of an event that a view shows, and of an unfinished one that a tap keeps."""
+BodyKind = Literal["events", "text", "hidden"]
+"""`hidden`: not text, or with a content coding."""
+UPSTREAM, CLIENT = "upstream", "client"
+"""Stages of an event besides the interceptors' names."""
+
+_EVENTS = (FrameKind.EVENT, FrameKind.UNFINISHED, FrameKind.LARGE, FrameKind.OVERLONG)
+_OVERLAP = 3  # bytes of a read to search again, so that no empty line is missed
+
+
+class Record(NamedTuple):
+    """What happened to one event at one stage."""
+
+    number: int
+    """Counts the events that arrived or were added, from 1."""
+    at: float
+    """Seconds since the exchange began."""
+    stage: str
+    """`upstream`, the name of an interceptor, or `client`."""
+    what: str
+    """At `upstream`: `arrived`. At an interceptor: `unchanged`, `changed`, `dropped`, `added`,
+    `ended` or `failed`. At `client`: `unchanged` (as it arrived), `sent` or `dropped`.
+    """
+    texts: tuple[bytes, ...] = ()
+    """The events after this stage; empty for `unchanged`."""
+    cut: int = 0
+    """Bytes that `texts` lacks."""
+    seconds: float = 0.0
+    """The time of the hook."""
+    problem: str | None = None
+    """The type of the exception of a hook that failed."""
+    is_body: bool = False
+    """The texts are a body, not events."""
+    begins: bool = False
+    """Whether it is the first one with its number."""
+
+
+Copy = Callable[[bytearray | bytes, int, int], None]
+"""Takes a copy of `buffer[first:last]`."""
+
+
+class Feed(Protocol):
+    """What a tap needs of a view's part for one exchange."""
+
+    def put(self, record: Record) -> None:
+        """Take a record, or count it as lost."""
+        ...
+
+    def put_head(self, head: dict[str, Any]) -> None:
+        """Take the response's head."""
+        ...
+
+    def put_end(self, end: dict[str, Any]) -> None:
+        """Take the end of the exchange; nothing follows."""
+        ...
+
+
+class Tap(Watcher):
+    """The events of one exchange."""
+
+    __slots__ = (
+        *("_carry", "_cut", "_event", "_feeds", "_framer", "_head", "_is_body", "_number"),
+        *("_on_idle", "_skips", "_zero", "body"),
+    )
+
+    def __init__(self, started_at: float, on_idle: Callable[[], None]) -> None:
+        """`started_at`: Trio's time. `on_idle` is called when the last feed is removed."""
+        self._zero = started_at
+        self._on_idle: Callable[[], None] | None = on_idle
+        self._feeds: list[Feed] = []
+        self._number = 0
+        self._head: dict[str, Any] | None = None
+        self.body: BodyKind = "hidden"
+        """How the response's body can be shown, if no hook sees it."""
+        self._is_body = False
+        self._event: Event | None = None  # the one that arrived last, if it has not left
+        self._framer: EventFramer | None = None  # of bytes that pass unframed
+        self._carry = bytearray()
+        self._cut = 0  # bytes of a body that `_carry` lacks
+        self._skips = False  # inside an event that is too large, or joined in its middle
+
+    def add(self, feed: Feed) -> None:
+        """Give records to a feed from now on, and the head, if it has come."""
+        self._feeds.append(feed)
+        if self._head is not None:
+            feed.put_head(self._head)
+
+    def remove(self, feed: Feed) -> None:
+        """Give nothing to a feed any more. Safe to call again."""
+        if feed in self._feeds:
+            self._feeds.remove(feed)
+            if not self._feeds:
+                self._close()
+
+    def _close(self) -> None:
+        on_idle, self._on_idle = self._on_idle, None
+        self._carry = bytearray()
+        if on_idle is not None:
+            on_idle()
+
+    # --- events between hooks
+
+    def arrived(self, event: Event) -> None:
+        self._is_body, self._event = event.is_body, event
+        self._begin(UPSTREAM, "arrived", (event,))
+
+    def called(self, owner: Owner, event: Event, result: Any, seconds: float) -> None:
+        what, events, problem = _outcome(event, result)
+        self._put(owner.name, what, events, seconds, problem)
+
+    def added(self, events: Sequence[Event]) -> None:
+        self._is_body, self._event = False, None
+        owner = getattr(events[0], "made_by", None)
+        self._begin(getattr(owner, "name", "weirpool"), "added", events)
+
+    def left(self, events: Sequence[Event]) -> None:
+        event, self._event = self._event, None
+        if event is not None and len(events) == 1 and events[0] is event:
+            self._put(CLIENT, "unchanged", ())
+        else:
+            self._put(CLIENT, "sent" if events else "dropped", events)
+
+    # --- bytes that no hook sees
+
+    def open_copy(self, *, at_boundary: bool) -> Copy | None:
+        """The function for the bytes that pass, if the body can be shown. `at_boundary`: they begin
+        with an event.
+        """
+        if self.body == "events":
+            self._framer = EventFramer(MAX_TEXT_BYTES)
+            self._skips = not at_boundary
+            return self._copy_events
+        return self._copy_body if self.body == "text" else None
+
+    def _copy_events(self, buffer: bytearray | bytes, first: int, last: int) -> None:
+        """Copy and frame bytes of an event stream that pass."""
+        try:
+            if self._framer is not None:
+                self._carry += memoryview(buffer)[first:last]
+                self._frame(self._framer, self._carry, final=False)
+        except Exception:
+            self._fail()
+
+    def _frame(self, framer: EventFramer, carry: bytearray, *, final: bool) -> None:
+        start, end = 0, len(carry)
+        if self._skips:
+            start = find_empty_line(carry, 0, end)
+            if start < 0:
+                del carry[: max(0, end - _OVERLAP)]
+                return
+            self._skips = False
+            framer.continue_after_large(carry, start, end)
+        for kind, at, after, _ in one_by_one(framer.frames(carry, start, end, final)):
+            if kind in _EVENTS:
+                self._show(bytes(carry[at:after]))
+            elif kind in (FrameKind.BODY, FrameKind.LARGE_BODY):
+                self.show_body(bytes(carry[at:after]))
+            if kind is FrameKind.OVERLONG:
+                self._skips = True
+                del carry[: max(0, end - _OVERLAP)]
+                return
+        del carry[: framer.at]
+
+    def _copy_body(self, buffer: bytearray | bytes, first: int, last: int) -> None:
+        """Copy bytes that pass of a body that is no event stream. It is shown at its end."""
+        room = min(last - first, MAX_TEXT_BYTES - len(self._carry))
+        self._carry += memoryview(buffer)[first : first + room]
+        self._cut += last - first - room
+
+    def show_whole(self, body: bytes) -> None:
+        """Show a whole body of the upstream that no hook sees and no relay moves."""
+        if self.body == "events" and self.open_copy(at_boundary=True) is not None:
+            self._copy_events(body, 0, len(body))
+        elif self.body == "text":
+            self.show_body(body)
+
+    def show_body(self, body: bytes) -> None:
+        """Show a whole body that is no event stream."""
+        self._is_body = True
+        self._show(body)
+
+    def _show(self, text: bytes, cut: int = 0) -> None:
+        """Show what no hook sees. `cut`: bytes that it lacks."""
+        self._number += 1
+        cut += max(0, len(text) - MAX_TEXT_BYTES)
+        record = Record(
+            self._number,
+            self._now(),
+            UPSTREAM,
+            "arrived",
+            (text[:MAX_TEXT_BYTES],),
+            cut,
+            is_body=self._is_body,
+            begins=True,
+        )
+        self._give(record)
+        self._give(record._replace(stage=CLIENT, what="unchanged", texts=(), cut=0, begins=False))
+
+    # --- head and end
+
+    def head(self, head: dict[str, Any], body: BodyKind = "hidden") -> None:
+        """Show the response's head."""
+        self.body = body
+        self._head = {"at": self._now(), **head}
+        for feed in tuple(self._feeds):
+            feed.put_head(self._head)
+
+    def end(self, end: dict[str, Any]) -> None:
+        """Show the end, and give nothing any more."""
+        try:
+            if self._framer is None and self._carry:
+                self._is_body = True
+                self._show(bytes(self._carry), self._cut)
+            elif self._framer is not None and not self._skips:
+                self._frame(self._framer, self._carry, final=True)
+        except Exception:
+            self._fail()
+        self._on_idle = None
+        for feed in tuple(self._feeds):
+            feed.put_end({"at": self._now(), **end})
+        self._feeds.clear()
+        self._close()
+
+    # --- records
+
+    def _now(self) -> float:
+        return round(trio.current_time() - self._zero, 6)
+
+    def _begin(self, stage: str, what: str, events: Sequence[Event]) -> None:
+        self._number += 1
+        self._put(stage, what, events, begins=True)
+
+    def _put(
+        self,
+        stage: str,
+        what: str,
+        events: Sequence[Event],
+        seconds: float = 0.0,
+        problem: str | None = None,
+        begins: bool = False,
+    ) -> None:
+        try:
+            texts, cut = [], 0
+            for event in events:
+                text = event.data.encode() if self._is_body else event.raw
+                texts.append(text[:MAX_TEXT_BYTES])
+                cut += max(0, len(text) - MAX_TEXT_BYTES)
+        except Exception as error:  # an event that cannot be encoded: the chain reports it
+            texts, cut, what, problem = [], 0, "failed", problem or type(error).__name__
+        self._give(
+            Record(
+                self._number,
+                self._now(),
+                stage,
+                what,
+                tuple(texts),
+                cut,
+                seconds,
+                problem,
+                self._is_body,
+                begins,
+            )
+        )
+
+    def _give(self, record: Record) -> None:
+        for feed in tuple(self._feeds):
+            feed.put(record)
+
+    def _fail(self) -> None:
+        """A fault of the inspector must not reach the stream."""
+        structlog.get_logger("proxy").error("internal_error", exc_info=True)
+        self._feeds.clear()
+        self._framer = None
+        self._close()
+
+
+def _outcome(event: Event, result: Any) -> tuple[str, Sequence[Event], str | None]:
+    """What a hook has done with an event, the events after it, and why it failed."""
+    if isinstance(result, Exception):
+        return "failed", (), type(result).__name__
+    ended = isinstance(result, End)
+    events = result.events if isinstance(result, End) else result
+    if isinstance(events, Event):
+        events = (events,)
+    if events is None:
+        events = ()
+    if not isinstance(events, list | tuple) or not all(isinstance(item, Event) for item in events):
+        return "failed", (), "TypeError"
+    if ended:
+        return "ended", events, None
+    if not events:
+        return "dropped", (), None
+    if any(item is event for item in events):
+        return ("unchanged", (), None) if len(events) == 1 else ("added", events, None)
+    return "changed", events, None

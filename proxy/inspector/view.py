@@ -1,0 +1,215 @@
+"""`View`: what one client watches: a bounded queue, and for each stream what is shown of it.
+
+Taps put records; the client's own task takes messages. A view that is full loses whole events, which
+it counts and shows. Decoding and encoding happen when messages are taken, never where events pass.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum, auto
+from typing import Any
+
+from .decoder import Decoder
+from .messages import event_message, message
+from .tap import CLIENT, Record, Tap
+from .wanted import Wanted
+
+__all__ = ["MAX_ITEMS", "MAX_QUEUED_BYTES", "View", "ViewFeed"]
+
+MAX_ITEMS = 4096
+"""Records that a view keeps for a client that reads slowly."""
+MAX_QUEUED_BYTES = 1 << 21
+"""Bytes of events that a view keeps, without the stages of the last event."""
+_MAX_PENDING, _MAX_PENDING_BYTES = 24, 1 << 12
+"""Messages of a stream, and bytes of one, that are kept until it is known whether it matches."""
+
+_Item = Record | tuple[str, dict[str, Any]]
+
+
+class View:
+    """The streams that one client watches."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted = wanted
+        self._queue: deque[tuple[ViewFeed, _Item]] = deque()
+        self._bytes = 0
+        self.feeds: set[ViewFeed] = set()
+        self.shown = False
+        """Whether a stream was shown."""
+        self._lost_streams = 0
+
+    @property
+    def accepts(self) -> bool:
+        """Whether it watches further streams that begin."""
+        return not (self.wanted.once and self.shown)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to watch."""
+        if self._queue or self.feeds:
+            return False
+        return self.wanted.exchange is not None or not self.accepts
+
+    def has_room(self, size: int) -> bool:
+        """Whether an event of this size can be kept."""
+        return len(self._queue) < MAX_ITEMS and self._bytes + size <= MAX_QUEUED_BYTES
+
+    def wants(self, about: dict[str, Any]) -> bool:
+        """Whether to watch an exchange. One that would not fit is counted as lost."""
+        if not self.wanted.matches(about):
+            return False
+        if not self.has_room(0):
+            self._lost_streams += 1
+            return False
+        return True
+
+    def note_shown(self, feed: ViewFeed) -> None:
+        """A feed is shown. With `once`, no other is."""
+        self.shown = True
+        if self.wanted.once:
+            for other in tuple(self.feeds):
+                if other is not feed:
+                    other.close()
+
+    def keep(self, feed: ViewFeed, item: _Item, size: int = 0) -> None:
+        """Add to the queue."""
+        self._queue.append((feed, item))
+        self._bytes += size
+
+    def take(self) -> list[bytes]:
+        """The messages of everything queued. Never blocks."""
+        messages: list[bytes] = []
+        while self._queue:
+            feed, item = self._queue.popleft()
+            messages += feed.messages_of(item)
+        self._bytes = 0
+        if self._lost_streams:
+            messages.append(message("lost", {"streams": self._lost_streams}))
+            self._lost_streams = 0
+        return messages
+
+    def close(self) -> None:
+        """Stop watching everything."""
+        for feed in tuple(self.feeds):
+            feed.close()
+        self._queue.clear()
+
+
+class _State(Enum):
+    UNDECIDED = auto()
+    """The events so far do not show whether the stream matches."""
+    SHOWN = auto()
+    REJECTED = auto()
+
+
+class ViewFeed:
+    """One exchange in one view. `put*` is the tap's side, `messages_of` the client's."""
+
+    def __init__(self, view: View, about: dict[str, Any], tap: Tap) -> None:
+        """`about`: the fields of `begin`."""
+        self._view = view
+        self._about = about
+        self._exchange: str = about["exchange"]
+        self._tap = tap
+        # The tap's side.
+        self._wants_events = view.wanted.needs_events
+        self._lost = self._lost_in_all = 0
+        self._losing = -1  # the event that is being lost
+        # The client's side.
+        self._decoder = Decoder(about["dialect"] or "", about["path"])
+        self._state = _State.UNDECIDED
+        self._pending: deque[bytes] = deque(maxlen=_MAX_PENDING + 1)
+        self._arrived: tuple[bytes, ...] = ()
+        view.feeds.add(self)
+        view.keep(self, ("begin", about))
+        tap.add(self)
+
+    def close(self) -> None:
+        """Watch it no longer. Safe to call again."""
+        self._tap.remove(self)
+        self._view.feeds.discard(self)
+        if self._state is _State.UNDECIDED:
+            self._state = _State.REJECTED
+            self._pending.clear()
+
+    # --- the tap's side
+
+    def put(self, record: Record) -> None:
+        """Keep a record, or count its event as lost."""
+        if record.number == self._losing or not self._wants_events:
+            return
+        size = sum(map(len, record.texts))
+        if record.begins and not self._view.has_room(size):
+            self._lost += 1
+            self._losing = record.number
+            return
+        self._put_lost()
+        self._view.keep(self, record, size)
+
+    def put_head(self, head: dict[str, Any]) -> None:
+        """Keep the head."""
+        self._view.keep(self, ("head", head))
+
+    def put_end(self, end: dict[str, Any]) -> None:
+        """Keep the end."""
+        self._put_lost()
+        if self._lost_in_all:
+            end = {**end, "lost": self._lost_in_all}
+        self._view.keep(self, ("end", end))
+
+    def _put_lost(self) -> None:
+        if self._lost:
+            self._lost_in_all += self._lost
+            lost, self._lost = self._lost, 0
+            self._view.keep(self, ("lost", {"events": lost}))
+
+    # --- the client's side
+
+    def messages_of(self, item: _Item) -> list[bytes]:
+        """The messages to send for the next item of the queue."""
+        if self._state is _State.REJECTED:
+            return []
+        made = self._read(item) if isinstance(item, Record) else self._pass(*item)
+        if self._state is _State.UNDECIDED and 0 < len(made) <= _MAX_PENDING_BYTES:
+            self._pending.append(made)
+        if self._state is not _State.SHOWN:
+            return []
+        messages = [*self._pending, made] if made else [*self._pending]
+        self._pending.clear()
+        return messages
+
+    def _pass(self, kind: str, fields: dict[str, Any]) -> bytes:
+        if kind == "begin":
+            if not self._view.wanted.decides_later:
+                self._decide(True)
+            # Sent when the stream is shown, so that no number of pending messages displaces it.
+            return message("begin", fields) if self._state is _State.SHOWN else b""
+        made = message(kind, {"exchange": self._exchange, **fields})
+        if kind == "end":
+            self.close()
+        return made
+
+    def _read(self, record: Record) -> bytes:
+        parts: list[dict[str, Any]] = []
+        if record.begins:
+            self._arrived = record.texts
+        if record.stage == CLIENT and self._decoder.reads:
+            for text in self._arrived if record.what == "unchanged" else record.texts:
+                parts += self._decoder.read(text, is_body=record.is_body)
+        wanted = self._view.wanted
+        if self._state is _State.UNDECIDED:
+            self._decide(wanted.decide(self._decoder.model, record.texts))
+        return event_message(self._exchange, record, parts) if wanted.events else b""
+
+    def _decide(self, matches: bool | None) -> None:
+        if matches is None:
+            return
+        if not (matches and self._view.accepts):
+            self.close()
+            return
+        self._state = _State.SHOWN
+        self._wants_events = self._view.wanted.events
+        if self._view.wanted.decides_later:
+            self._pending.appendleft(message("begin", self._about))
+        self._view.note_shown(self)
