@@ -252,27 +252,27 @@ class Http1Stream:
         length = names.get(b"content-length")
         self._left = int(length) if length is not None else None
         self.closes = self.closes or names.get(b"connection") == b"close"
-        lines = [_STATUS_LINES.get(status) or status_line(status)]
-        lines += [b"%b: %b\r\n" % field for field in headers if field[0] != b"connection"]
+        if b"connection" in names:
+            headers = [field for field in headers if field[0] != b"connection"]
+        lines = [_STATUS_LINES.get(status) or status_line(status), *map(b": ".join, headers)]
         if not self._bodiless and length is None:
             if request.version == "1.0":
                 self.closes = True
             else:
                 self._chunked = True
-                lines.append(b"transfer-encoding: chunked\r\n")
+                lines.append(b"transfer-encoding: chunked")
         if b"date" not in names:
-            lines.append(b"date: %b\r\n" % http_date())
+            lines.append(b"date: " + http_date())
         if not request.keep_alive or self.closes or self._continues or self._connection.server.ends:
             self.closes = True
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
-        self._head = b"".join(lines)
+            lines.append(b"connection: close")
+        self._head = b"\r\n".join(lines) + b"\r\n\r\n"
         return True if whole else self._write((), 0)
 
     async def send_interim(self, status: int, headers: HeaderList) -> None:
         self._continues = self._continues and status != 100
-        lines = [status_line(status), *(b"%b: %b\r\n" % field for field in headers), b"\r\n"]
-        await self._send_all(b"".join(lines))
+        lines = [status_line(status), *map(b": ".join, headers)]
+        await self._send_all(b"\r\n".join(lines) + b"\r\n\r\n")
 
     async def _send_all(self, data: bytes) -> None:
         if not self._write((data,), 0):
@@ -326,10 +326,10 @@ class Http1Stream:
 
 
 _STATUS_LINES = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus
 }
 
 
 def status_line(status: int) -> bytes:
-    """A status line with its CRLF."""
-    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+    """A status line without its CRLF."""
+    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status

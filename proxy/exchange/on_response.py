@@ -271,7 +271,10 @@ def _headers_for_client(
         raw = with_length_of(raw, received.headers if had_body else [])
     # RFC 9110, section 8.6: a 204 has no length
     dropped = _LENGTH if rewrite.unknown_length or shown.status == 204 else _NO_NAMES
-    headers = response_headers(raw, sse=kind == "events", dropped=dropped)
+    if shown.head is None and kind != "events" and not dropped:
+        headers = raw  # as `end_to_end` has left them
+    else:
+        headers = response_headers(raw, sse=kind == "events", dropped=dropped)
     name = ctx.request.request_id_header
     headers = with_request_id(headers, name, ctx.request.request_id)
     if response.cors is not None:

@@ -31,7 +31,6 @@ _REQUEST_LINE = re.compile(rb"(%b) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])\.([0-9])
 # A line that does not match is not found, so that there are fewer than line feeds.
 _FIELD_LINE = re.compile(rb"^(%b):[\t ]*+(%b)\r\n" % (_TOKEN, _VALUE), re.MULTILINE)
 _READ_HERE = frozenset((b"content-length", b"transfer-encoding", b"connection", b"expect"))
-_NONE: list[bytes] = []
 # Wrong in every head, however it goes on: the answer need not wait for its end.
 _LAX = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[\t ]")
 _BEGINNING = re.compile(rb"%b(?: |\Z)|[\r\n]" % _TOKEN)
@@ -157,21 +156,22 @@ def _parse(data: bytes, end: int) -> RequestHead:
         )
     version = "1.0" if line[4] == b"0" else "1.1"
     headers = [(name.lower(), value.rstrip(b"\t ")) for name, value in fields]
-    read: dict[bytes, list[bytes]] = {}
-    for name, value in headers:
-        if name in _READ_HERE:
-            read.setdefault(name, []).append(value)
-    lengths, codings = read.get(b"content-length", _NONE), read.get(b"transfer-encoding", _NONE)
-    length = one_length(lengths) if lengths else b"0"
+    read = dict(headers)
+    if len(read) != len(headers):
+        read = _joined(headers)
+    given, coding = read.get(b"content-length"), read.get(b"transfer-encoding")
+    length = b"0" if given is None else one_length([given])
     if length is None:
         return _refused("length")
-    if codings and [value.lower() for value in codings] != [b"chunked"]:
+    if coding is not None and coding.lower() != b"chunked":
         return _fault(
             RequestRefused(501, "not_supported", "the only transfer coding of a request is chunked")
         )
-    if codings or lengths not in (_NONE, [length]):
+    if coding is not None or given not in (None, length):
         headers = _normalized(headers, length)
-    is_last = version == "1.0" or b"close" in _members(read, b"connection")
+    is_last = version == "1.0" or (
+        b"connection" in read and b"close" in _members(read[b"connection"])
+    )
     return RequestHead(
         method=line[1]
         .decode("ascii")
@@ -179,9 +179,11 @@ def _parse(data: bytes, end: int) -> RequestHead:
         target=line[2],
         headers=headers,
         version=version,
-        length=None if codings else int(length),
-        keep_alive=not is_last and not (codings and lengths),
-        expects_continue=version == "1.1" and b"100-continue" in _members(read, b"expect"),
+        length=None if coding is not None else int(length),
+        keep_alive=not is_last and (coding is None or given is None),
+        expects_continue=b"expect" in read
+        and version == "1.1"
+        and b"100-continue" in _members(read[b"expect"]),
     )
 
 
@@ -196,11 +198,17 @@ def _normalized(headers: list[tuple[bytes, bytes]], length: bytes) -> list[tuple
     ]
 
 
-def _members(read: dict[bytes, list[bytes]], name: bytes) -> list[bytes]:
-    values = read.get(name)
-    if values is None:
-        return _NONE
-    return [item.strip(b"\t ") for item in b",".join(values).lower().split(b",")]
+def _joined(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """The values of each field that is read here, as one list (RFC 9110, section 5.3)."""
+    read: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in _READ_HERE:
+            read[name] = read[name] + b"," + value if name in read else value
+    return read
+
+
+def _members(value: bytes) -> list[bytes]:
+    return [item.strip(b"\t ") for item in value.lower().split(b",")]
 
 
 def one_length(values: list[bytes]) -> bytes | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from secrets import token_hex
 
 from ...errors import RequestRefused
-from .fields import HeaderList, find_headers
+from .fields import HeaderList, find_header, find_headers
 from .forwarded import outer_prefix
 from .hop import HOP_BY_HOP
 
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 _MAX_FORWARDS = 2**31 - 1
-_NO_VALUE = [b""]
+_REPORTS = frozenset(b"x-forwarded-for x-forwarded-proto x-forwarded-host via".split())
 # An interceptor may have set a hop-by-hop field, but not for this connection; the rest is written
 # anew.
 _WRITTEN_ANEW = HOP_BY_HOP | frozenset(
@@ -89,36 +89,36 @@ def request_headers(
     appended to -For.
     """
     dropped = settings.dropped_for_identity if identity else settings.dropped
-    others: dict[bytes, list[bytes]] = {}
-    result: HeaderList = [(b"host", b"")]
-    for field in headers:
-        if field[0] not in dropped:
-            result.append(field)
-        else:
-            others.setdefault(field[0], []).append(field[1])
-    hosts = others.get(b"host", _NO_VALUE)
-    if len(hosts) > 1:
+    fields = dict(headers)
+    if len(fields) != len(headers) and len(find_headers(headers, b"host")) > 1:
         raise RequestRefused(400, "bad_request", "the request has more than one Host header")
-    host = hosts[0]
-    result[0] = (b"host", host if settings.host is None else settings.host)
+    host = fields.get(b"host", b"")
+    result = [(b"host", host if settings.host is None else settings.host)]
+    result += [field for field in headers if field[0] not in dropped]
     if identity:
         result.append((b"accept-encoding", b"identity"))
     if body is not None:
         result.append((b"content-length", body) if body else (b"transfer-encoding", b"chunked"))
     if expects_continue:
         result.append((b"expect", b"100-continue"))
-    addresses = others.get(b"x-forwarded-for", [])
-    if client is not None:
-        addresses.append(client.encode("ascii", "replace"))
-    proto = others.get(b"x-forwarded-proto", _NO_VALUE)[0] or scheme.encode("ascii")
-    reports: HeaderList = [
-        (b"x-forwarded-for", b", ".join(addresses)),
-        (b"x-forwarded-proto", proto),
-        (b"x-forwarded-host", others.get(b"x-forwarded-host", _NO_VALUE)[0] or host),
-        (b"x-forwarded-prefix", settings.prefix and outer_prefix(headers) + settings.prefix),
-        (b"via", b", ".join([*others.get(b"via", ()), via])),
-    ]
-    result += [field for field in reports if field[1] and field[0] not in settings.removed]
+    addresses = b"" if client is None else client.encode("ascii", "replace")
+    proto, named, vias = scheme.encode("ascii"), host, via
+    if not _REPORTS.isdisjoint(fields):
+        given = find_headers(headers, b"x-forwarded-for")
+        addresses = b", ".join([*given, addresses] if client is not None else given)
+        proto = find_header(headers, b"x-forwarded-proto") or proto
+        named = find_header(headers, b"x-forwarded-host") or named
+        vias = b", ".join([*find_headers(headers, b"via"), via])
+    reports: HeaderList = [(b"x-forwarded-proto", proto), (b"via", vias)]
+    if addresses:
+        reports.insert(0, (b"x-forwarded-for", addresses))
+    if named:
+        reports.insert(-1, (b"x-forwarded-host", named))
+    if settings.prefix:
+        reports.insert(-1, (b"x-forwarded-prefix", outer_prefix(headers) + settings.prefix))
+    if settings.removed:
+        reports = [field for field in reports if field[0] not in settings.removed]
+    result += reports
     result += settings.set_for_identity if identity else settings.set
     return result
 
