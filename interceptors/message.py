@@ -119,6 +119,10 @@ class Request:
 
         Taken over from the client, if it sends one: do not rely on it being unique.
         """
+        self.trace_id: str | None = None
+        """The id of the trace, 32 hexadecimal digits; None while traces are off. On MCP routes the
+        client can name it in the body, which `on_request` with `wants_body` sees.
+        """
         self.target: bytes = raw_path + b"?" + query if query else raw_path
         """Path and query as they arrived, whatever interceptors change."""
         self.operation: Operation | None = None

@@ -53,6 +53,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 ExchangeField = Literal[
     "request_id",
     "trace_id",
+    "span_id",
     "route",
     "upstream",
     "endpoint",

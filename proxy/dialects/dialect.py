@@ -43,6 +43,8 @@ class Dialect:
     """Whether a stream that ends without an error is complete, whatever its last event was."""
     has_error_events: ClassVar[bool] = True
     """Whether a failure inside a stream is sent as an event; otherwise the stream is only reset."""
+    carries_trace: ClassVar[bool] = False
+    """Whether the body of a request carries the trace context (`telemetry.meta`)."""
     listening: ClassVar[frozenset[str]] = frozenset()
     """Methods whose event streams `timeouts.idle` does not cut, unless the route lists its own."""
 

@@ -22,6 +22,7 @@ class Mcp(Dialect):
 
     name = "mcp"
     clean_end_is_final = True
+    carries_trace = True
     listening = frozenset(("GET",))
 
     def surround(

@@ -39,6 +39,10 @@ async def send_answer(ctx: ExchangeContext, answer: Response) -> Outcome:
     if answer.made_by is not None:
         ctx.progress.answered_by, outcome = answer.made_by.name, answer.made_by.outcome
         ctx.progress.answered_kind = answer.kind
+        if ctx.progress.span is not None:
+            ctx.progress.span.add_event(
+                "answer", trio.current_time(), {"weirpool.interceptor": answer.made_by.name}
+            )
     if ctx.progress.tap is not None:
         show_answer(ctx.progress.tap, answer)
     response = ctx.response

@@ -20,6 +20,7 @@ from pools import BufferScope
 
 from ..inspector import Tap
 from ..relay import Relay
+from ..telemetry import ExchangeSpan
 from ..upstream import UpstreamBody
 from ..worker.collecting import CollectedBody
 from ..worker.routes import Route
@@ -71,6 +72,8 @@ class Progress(msgspec.Struct, eq=False):
     """The error type of that answer, if it is a refusal."""
     upstream_request_id: bytes | None = None
     """The upstream's own id for the request, if it has returned one."""
+    span: ExchangeSpan | None = None
+    """None while traces are off."""
 
     @property
     def counts(self) -> EventCounts | None:

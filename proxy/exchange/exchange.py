@@ -25,7 +25,8 @@ from ..dialects import GENERIC, Dialect
 from ..downstream import ClientStream
 from ..errors import UpstreamFailure
 from ..inspector import Tap
-from ..worker.logs import EXCHANGE
+from ..telemetry import ExchangeSpan
+from ..worker.logs import EXCHANGE, SPAN
 from ..worker.routes import Route
 from ..worker.worker import NO_ROUTE, Worker
 from .client_response import ClientResponse
@@ -38,6 +39,7 @@ from .refusal import refusal_of
 from .request import Admission, read_request
 from .request_body import LINGER_S, RequestBody
 from .tapping import AT_END, watch
+from .tracing import Ended, finish_span
 
 __all__ = ["Exchange"]
 
@@ -80,6 +82,8 @@ class Exchange:
         self.started_at = self._ended_at = trio.current_time()
         self._progress = Progress(self.started_at)
         self.number = 0
+        if worker.tracing is not None:
+            self._progress.span = worker.tracing.begin(self._request.headers, self.started_at)
         self.route_name = NO_ROUTE
         self.is_counted = False
         self.client_place: tuple[str, str] | None = None
@@ -92,6 +96,8 @@ class Exchange:
         """Serve the request to its end. Raises only what cancels it."""
         worker, ending = self._worker, self._ending
         EXCHANGE.set(self._request)
+        if (span := self._progress.span) is not None:
+            SPAN.set(span)
         route = self._admit()
         worker.enter(self)
         try:
@@ -121,6 +127,8 @@ class Exchange:
         finally:
             await self._end()
             EXCHANGE.set(None)  # the task of a connection serves the next request
+            if span is not None:
+                SPAN.set(None)
 
     async def _serve(
         self,
@@ -237,10 +245,13 @@ class Exchange:
         if not ending.whole:
             kind = getattr(ending.failure, "kind", None)
             self._worker.metrics.routes[route].account(outcome, kind, progress.first_byte_s)
-        status, log = self._response.status, self._log
+        status, log, span = self._response.status, self._log, progress.span
+        log_id = self._request.request_id if span is None else span.trace_id
+        if span is not None:
+            self._end_span(span)
         failed = is_failure(ending, status, progress)
         succeeded = outcome is Outcome.COMPLETED and status is not None and status < 400
-        takes = log.takes(failed=failed, succeeded=succeeded, id=self._request.request_id)
+        takes = log.takes(failed=failed, succeeded=succeeded, id=log_id)
         if not takes and progress.tap is None:
             return
         line = {
@@ -250,11 +261,20 @@ class Exchange:
             "duration": round(self._ended_at - self.started_at, 6),
             **exchange_line(self._request, progress, ending, status),
         }
+        if span is not None:
+            line["trace_id"], line["span_id"] = span.trace_id, span.span_id
         if takes:
             log.write(line, failed=failed, succeeded=succeeded)
         if progress.tap is not None:
             progress.tap.end({name: line[name] for name in AT_END if name in line})
             progress.tap = None
+
+    def _end_span(self, span: ExchangeSpan) -> None:
+        """Export the span, if it is sampled."""
+        tracing, route = self._worker.tracing, self._admission.route
+        if tracing is not None and span.sampled:
+            ended = Ended(self._ending, self._response.status, self._ended_at)
+            tracing.end(finish_span(span, self._request, route, self._progress, ended))
 
     def _break_cycles(self) -> None:
         """Free everything now: the garbage collector runs rarely."""

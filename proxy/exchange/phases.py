@@ -35,6 +35,7 @@ from .on_response import PreparedResponse, on_response, pass_interim
 from .reconnection import move_over_connections
 from .request_body import Body
 from .tapping import copy_unseen
+from .tracing import join_trace, pass_trace
 from .upstream_call import ReceivedHead, UpstreamRequest
 
 __all__ = ["serve"]
@@ -207,6 +208,8 @@ def _request_for_hooks(ctx: ExchangeContext, has_body: bool) -> Request:
         request.operation = Operation(route.dialect.name)
     request.target = client.target.raw
     request.sessions = route.sessions
+    if ctx.progress.span is not None:
+        request.trace_id = ctx.progress.span.trace_id
     nursery = ctx.nursery
     assert nursery is not None
     request.spawn = lambda *task: nursery.start_soon(ctx.run_task, *task)
@@ -284,7 +287,12 @@ async def _show_body(ctx: ExchangeContext, request: Request, body: Body) -> Resp
         limit = worker.config.reverse_proxy.limits.max_collected_bytes
         ctx.collected = CollectedBody(worker.bodies, limit)
         request.set_body(await ctx.body.collect(body, ctx.collected.hold))
-    return await ctx.route.chain.on_request_body(request)
+        if ctx.progress.span is not None:
+            join_trace(ctx.progress.span, ctx.route, request)
+    answer = await ctx.route.chain.on_request_body(request)
+    if answer is None and ctx.progress.span is not None:
+        pass_trace(ctx.progress.span, ctx.route, request)
+    return answer
 
 
 async def call_upstream(ctx: ExchangeContext, outgoing: OutgoingRequest) -> ReceivedHead:
@@ -302,6 +310,7 @@ async def call_upstream(ctx: ExchangeContext, outgoing: OutgoingRequest) -> Rece
         partial(pass_interim, ctx),
         response.ask_for_body if outgoing.expects_continue else None,
         identity=ctx.route.chain.sees_streams or heartbeat_s is not None,
+        span=ctx.progress.span,
     )
     if heartbeat_s is None:
         return await upstream.send(outgoing.body)

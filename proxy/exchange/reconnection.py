@@ -72,6 +72,12 @@ async def _reconnect(
             delay=round(delay_s, 3),
             error=None if failure is None else str(failure),
         )
+        if ctx.progress.span is not None:
+            ctx.progress.span.add_event(
+                "reconnect",
+                trio.current_time(),
+                {} if failure is None else {"error.type": failure.kind},
+            )
         heartbeat_s, heartbeat = response.heartbeat_s, response.send_heartbeat
         await with_heartbeats(partial(trio.sleep, delay_s), heartbeat_s, heartbeat)
         try:

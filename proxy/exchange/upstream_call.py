@@ -15,7 +15,7 @@ import trio
 from interceptors import Request
 from interceptors.content import Contradiction, unify
 
-from ..errors import ProtocolFailure, RequestRefused, interceptor_failed
+from ..errors import ProtocolFailure, RequestRefused, UpstreamFailure, interceptor_failed
 from ..http import is_target
 from ..http.head import BadRequest
 from ..http.headers import (
@@ -29,6 +29,7 @@ from ..http.headers import (
     without_doubles,
     without_stale,
 )
+from ..telemetry import TRACE_FIELDS, ExchangeSpan
 from ..upstream import AskForBody, Endpoint, OnInterim, UpstreamBody, UpstreamCall
 from ..worker.routes import Route
 from .request import ClientRequest
@@ -68,6 +69,8 @@ class UpstreamRequest(msgspec.Struct, eq=False):
     """Send `Expect: 100-continue`, and ask the client if the upstream does not; None: send none."""
     identity: bool
     """Ask for a response without content coding."""
+    span: ExchangeSpan | None = None
+    """Its context goes upstream; None while traces are off."""
     body: UpstreamBody | None = None
     """Of the response."""
     endpoint: Endpoint | None = None
@@ -133,6 +136,9 @@ class UpstreamRequest(msgspec.Struct, eq=False):
             headers = without_doubles(headers, client.headers, route.headers.removed)
         if method == "OPTIONS":
             headers = one_forward_less(headers)
+        if self.span is not None and self.span.propagates:
+            headers = [item for item in headers if item[0] not in TRACE_FIELDS]
+            headers += self.span.fields()
         if last_event_id is not None:
             headers = [item for item in headers if item[0] != b"last-event-id"]
             headers.append((b"last-event-id", last_event_id))
@@ -157,6 +163,15 @@ class UpstreamRequest(msgspec.Struct, eq=False):
             on_interim=self.on_interim,
             ask_for_body=self.ask_for_body,
             nursery=self.nursery,
+            on_retry=None if self.span is None else self._note_retry,
+        )
+
+    def _note_retry(self, endpoint: Endpoint, failure: UpstreamFailure) -> None:
+        assert self.span is not None
+        self.span.add_event(
+            "retry",
+            trio.current_time(),
+            {"weirpool.endpoint": endpoint.origin, "error.type": failure.kind},
         )
 
     def _changed_head(self, request: Request) -> tuple[str, bytes, HeaderList]:

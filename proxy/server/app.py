@@ -34,6 +34,7 @@ from ..downstream import (
 from ..errors import ConfigError, Problem
 from ..exchange.exchange import Exchange
 from ..hub import Hub
+from ..telemetry import open_tracing
 from ..worker.generations import LEAVE_S
 from ..worker.logs import configure_logging, flush_log
 from ..worker.secret import log_random_secret
@@ -156,6 +157,8 @@ def create_app(
         if pages.inspecting is not None:
             await pages.inspecting.aclose()
         worker.metrics.publish()
+        if worker.tracing is not None:
+            await worker.tracing.aclose()
         for scope in scopes:
             scope.cancel()
         report(worker.pools)
@@ -173,6 +176,7 @@ async def _start(app: Weirpool, config: Config, pages: Pages) -> list[trio.Cance
     worker = app.worker
     store = await app.nursery.start(worker.stores.run)
     worker.start_details["store"] = worker.stores.describe()
+    worker.tracing = open_tracing()  # after the fork: it starts a thread
     await worker.generations.start(app.nursery)
     runs: list[Callable[[], Awaitable[None]]] = [
         lambda: run_reports(worker.pools, config.reporting.interval),

@@ -105,6 +105,8 @@ class Balancer:
                 again = self._next_turn(call, failure, tied, tried)
                 if again is None:
                     raise
+                if call.on_retry is not None:
+                    call.on_retry(endpoint, failure)
                 turn = again
             except BaseException:
                 turn.end()

@@ -13,11 +13,20 @@ from dataclasses import dataclass
 import msgspec
 import trio
 
+from ..errors import UpstreamFailure
 from .body import UpstreamBody
 from .endpoints import Endpoint
 from .retry import RetryPolicy
 
-__all__ = ["AskForBody", "CallTimeouts", "Fields", "OnInterim", "UpstreamCall", "UpstreamResponse"]
+__all__ = [
+    "AskForBody",
+    "CallTimeouts",
+    "Fields",
+    "OnInterim",
+    "OnRetry",
+    "UpstreamCall",
+    "UpstreamResponse",
+]
 
 Fields = Sequence[tuple[bytes, bytes]]
 """Header fields in their order."""
@@ -62,12 +71,18 @@ class UpstreamCall(msgspec.Struct, eq=False):
     """Continues the upload after the response's head; without it, an early response ends the
     upload.
     """
+    on_retry: OnRetry | None = None
+    """Called before each retry. Must not raise."""
     endpoint: Endpoint | None = None
     """The endpoint that was asked last, also when the call fails; None before the first attempt."""
 
 
 OnInterim = Callable[[UpstreamCall, int, Fields], Awaitable[None]]
 """Receives the call, the status and the header fields of an informational response."""
+
+
+OnRetry = Callable[[Endpoint, UpstreamFailure], None]
+"""Receives the endpoint that failed, and its failure."""
 
 
 AskForBody = Callable[[], Awaitable[None]]

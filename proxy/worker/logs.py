@@ -19,12 +19,14 @@ from typing import Any, Literal, Protocol
 
 import structlog
 
+from ..telemetry import ExchangeSpan
 from .log_lines import Console, Event, format_exception, printable, render_json
 from .log_writer import FLUSH_S, LogWriter
 
 __all__ = [
     "EXCHANGE",
     "LONGEST_PATH",
+    "SPAN",
     "STDERR",
     "configure_logging",
     "dropped_lines",
@@ -52,6 +54,9 @@ class Served(Protocol):
 
 EXCHANGE: ContextVar[Served | None] = ContextVar("proxy.EXCHANGE", default=None)
 """The request that the running task serves; its exchange sets it."""
+
+SPAN: ContextVar[ExchangeSpan | None] = ContextVar("proxy.SPAN", default=None)
+"""The span of that exchange; None while traces are off."""
 
 LONGEST_PATH = 512
 """Characters of a path in a log line; clients choose paths."""
@@ -180,6 +185,9 @@ def _named(event: Event) -> Event:
         event.setdefault("request_id", served.request_id)
         event.setdefault("client", served.client_name)
         event.setdefault("path", served.path[:LONGEST_PATH])
+        if (span := SPAN.get()) is not None:
+            event.setdefault("trace_id", span.trace_id)
+            event.setdefault("span_id", span.span_id)
     return event
 
 

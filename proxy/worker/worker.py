@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from ..http.headers import Via, network_of, new_pseudonym
 from ..hub import Hub
 from ..inspector import Inspector
+from ..telemetry import Tracing
 from .collecting import BodyBudget
 from .counters import State
 from .generations import Generations
@@ -86,6 +87,8 @@ class Worker:
         """Moves streams while the app's lifespan runs it; without it each stream's task waits for
         itself.
         """
+        self.tracing: Tracing | None = None
+        """Makes the spans of exchanges; None while traces are off. The app opens it."""
         self.siblings: Siblings | None = None
         """The other workers, which may have sessions that this one does not know."""
         if group is not None:

@@ -43,7 +43,8 @@ _FIELD = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)+")
 _WORDS = frozenset(
     (
         "accept", "age", "allow", "authorization", "connection", "cookie", "date", "digest", "etag", "expect", "forwarded",
-        "host", "link", "location", "origin", "range", "refresh", "server", "te", "trailer", "upgrade", "vary", "via",
+        "host", "link", "location", "origin", "range", "refresh", "server", "te", "traceparent", "tracestate", "trailer",
+        "upgrade", "vary", "via",
     )
 )  # fmt: skip
 _NO_HEADERS = frozenset(

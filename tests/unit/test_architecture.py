@@ -15,7 +15,7 @@ MODULES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rg
 LAYERS = [
     {"errors", "keepalive"},
     {"http", "hub"},
-    {"upstream", "downstream", "store"},
+    {"upstream", "downstream", "store", "telemetry"},
     {"config"},
     {"dialects", "inspector"},
     {"relay"},

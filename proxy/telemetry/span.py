@@ -1,0 +1,127 @@
+"""The span of an exchange while it runs: its ids, its parent, what happened meanwhile.
+
+What the exchange was is added once, at its end, and only if the span is exported. It knows no
+OpenTelemetry.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from ..http.headers import HeaderList
+from .context import RANDOM, SAMPLED, TraceContext, new_span_id, new_trace_id
+
+__all__ = ["Attributes", "ExchangeSpan", "FinishedSpan", "Samples", "SpanEvent"]
+
+Attributes = Mapping[str, str | int | float | bool | list[str]]
+
+Samples = Callable[[str, TraceContext | None], bool]
+"""Decides whether a trace, by its id and the client's span, is exported. Must be cheap."""
+
+_MOST_EVENTS = 100
+"""A stream that reconnects for days must not grow."""
+
+
+class SpanEvent(NamedTuple):
+    """Something that happened during a span."""
+
+    name: str
+    at: float
+    """Trio's time."""
+    attributes: Attributes
+
+
+class ExchangeSpan:
+    """One span. Its trace is the client's, or a new one."""
+
+    __slots__ = (
+        "_began_ns",
+        "_samples",
+        "events",
+        "flags",
+        "parent",
+        "propagates",
+        "span_id",
+        "started_at",
+        "trace_id",
+    )
+
+    def __init__(
+        self,
+        parent: TraceContext | None,
+        started_at: float,
+        samples: Samples,
+        *,
+        propagates: bool = True,
+    ) -> None:
+        """`started_at`: Trio's time, now or a moment ago."""
+        self._began_ns = time.time_ns()
+        self._samples = samples
+        self.started_at = started_at
+        self.span_id = new_span_id()
+        """16 hexadecimal digits."""
+        self.propagates = propagates
+        """The upstream gets the span's context."""
+        self.events: list[SpanEvent] = []
+        """The first hundred, in the order of their calls."""
+        self.join(parent)
+
+    def join(self, parent: TraceContext | None) -> None:
+        """Become a part of the client's trace, or, for None, of a new one. Decides anew whether the
+        span is exported.
+        """
+        self.parent = parent
+        if parent is None:
+            trace_id, flags = new_trace_id(), RANDOM
+        else:
+            trace_id, flags = parent.trace_id, parent.flags & RANDOM
+        self.trace_id = trace_id
+        """32 hexadecimal digits."""
+        self.flags = flags | SAMPLED if self._samples(trace_id, parent) else flags
+
+    @property
+    def sampled(self) -> bool:
+        """The span is exported."""
+        return bool(self.flags & SAMPLED)
+
+    @property
+    def traceparent(self) -> str:
+        """The context for the upstream, whose parent is this span."""
+        return f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}"
+
+    @property
+    def tracestate(self) -> bytes:
+        """As the client sent it: the proxy adds no member. Empty without one."""
+        return b"" if self.parent is None else self.parent.state
+
+    def fields(self) -> HeaderList:
+        """The header fields for the upstream."""
+        parent = (b"traceparent", self.traceparent.encode("ascii"))
+        state = self.tracestate
+        return [parent, (b"tracestate", state)] if state else [parent]
+
+    def add_event(self, name: str, at: float, attributes: Attributes | None = None) -> None:
+        """Note an event; nothing if the span is not exported. `at`: Trio's time."""
+        if self.sampled and len(self.events) < _MOST_EVENTS:
+            self.events.append(SpanEvent(name, at, attributes or {}))
+
+    def nanoseconds(self, at: float) -> int:
+        """Trio's time as nanoseconds since 1970, by the clock as it was when the span began."""
+        return self._began_ns + int((at - self.started_at) * 1e9)
+
+    def __repr__(self) -> str:
+        return f"<ExchangeSpan {self.traceparent}>"
+
+
+class FinishedSpan(NamedTuple):
+    """An exchange that has ended, as it is exported."""
+
+    span: ExchangeSpan
+    name: str
+    ended_at: float
+    """Trio's time."""
+    attributes: Attributes
+    error: str | None
+    """Why it failed; "" without a text, None for success."""
