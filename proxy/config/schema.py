@@ -186,6 +186,10 @@ class Health(Settings, frozen=True):
 
     consecutive_failures: Count = 5
     """Failures in a row that eject an endpoint."""
+    consecutive_breaks: Count | None = 5
+    """Responses in a row that break off or go silent after their head, and that eject an endpoint if
+    another one is in service. null: never.
+    """
     eject: Seconds = 10
     """How long the first ejection lasts. Each further one lasts twice as long as the one before."""
     max_eject: Seconds = 300

@@ -32,7 +32,7 @@ from ..worker.worker import NO_ROUTE, Worker
 from .client_response import ClientResponse
 from .context import ExchangeContext, Progress
 from .ending import Ending
-from .line import exchange_line, is_failure
+from .line import exchange_line, interceptor_of, is_failure
 from .observe import settle_operation
 from .phases import serve
 from .refusal import refusal_of
@@ -242,9 +242,12 @@ class Exchange:
         """Count the exchange, unless it is complete and has been counted, and write its log line."""
         route, progress, ending = self.route_name, self._progress, self._ending
         settle_operation(progress, outcome, ending.failure)
+        tally = self._worker.metrics.routes[route]
         if not ending.whole:
             kind = getattr(ending.failure, "kind", None)
-            self._worker.metrics.routes[route].account(outcome, kind, progress.first_byte_s)
+            tally.account(outcome, kind, progress.first_byte_s)
+        if outcome is Outcome.INTERCEPTED:
+            tally.count_intercepted(interceptor_of(ending, progress))
         status, log, span = self._response.status, self._log, progress.span
         log_id = self._request.request_id if span is None else span.trace_id
         if span is not None:

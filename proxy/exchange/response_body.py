@@ -13,7 +13,6 @@ import trio
 from interceptors.chain import StreamChain
 from interceptors.sse import BOM, MAX_BLANK_BYTES, first_of_body, looks_like_sse
 
-from ..errors import ReadTimedOut
 from ..upstream import UpstreamBody
 from .context import ExchangeContext
 
@@ -108,7 +107,7 @@ async def _read(body: UpstreamBody, buffer: bytearray, size: int, idle_s: float)
         with trio.move_on_after(idle_s) as waiting:
             await body.wait_readable()
         if waiting.cancelled_caught:
-            raise ReadTimedOut(f"{body.connection.origin}: silent for {idle_s} s")
+            raise body.silent(idle_s)
     if len(buffer) - size < _LEAST_ROOM_BYTES:
         buffer.extend(bytes(len(buffer)))
     span = body.receive(buffer, size)

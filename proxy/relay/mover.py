@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import trio
 
-from ..errors import ReadTimedOut
 from ..hub import Hub, Need
 from .heartbeat import with_heartbeats
 from .step import Relay
@@ -144,7 +143,7 @@ class Mover:
             # This process may have stood still, not upstream: read once more before failing.
             need = relay.pump_once()
             if need is Need.READ and trio.current_time() >= relay.last_read + idle_s:
-                raise ReadTimedOut(f"{relay.body.connection.origin}: silent for {idle_s} s")
+                raise relay.body.silent(idle_s)
 
     def _interrupt(self) -> None:
         """An interceptor has emitted an event: end the wait of the stream's task."""

@@ -3,9 +3,10 @@
 The endpoint gives scheme, host, port, the path in front of the target, and, where the upstream's
 `host` is "upstream", the Host header.
 
-These count as an endpoint's failure: no connection, no TLS, a request not accepted in time, and a
-response whose head is malformed, incomplete or late. These do not: any response, whatever its
-status; a failure after the head; a kept connection that turned out to be closed; a request that
+These count as an endpoint's failure: no connection, no TLS, a request not accepted in time, a
+response whose head is malformed, incomplete or late, and one that breaks off or goes silent after
+its head (see `endpoints` for what follows from it). These do not: any whole response, whatever its
+status; a kept connection that turned out to be closed; a request that
 cannot be written; a client that leaves; and this proxy's own limits (`max_connections`,
 descriptors, memory, local ports).
 """
@@ -14,12 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from functools import partial
 
 import structlog
 import trio
 
 from ..errors import NoEndpoint, ReadFailed, UpstreamFailure
 from ..http.head import BadRequest
+from .body import UpstreamBody
 from .call import CallTimeouts, UpstreamCall, UpstreamResponse
 from .connections import PoolState
 from .endpoints import Endpoint, Endpoints, EndpointState, NoneInService, Turn
@@ -111,9 +114,11 @@ class Balancer:
             except BaseException:
                 turn.end()
                 raise
+        responses = endpoint.responses
+        responses[response.status] = responses.get(response.status, 0) + 1
         if turn.succeed(trio.current_time()):
             self._log_back(endpoint)
-        response.body.on_close = turn.end
+        response.body.on_close = partial(self._end, turn, response.body)
         self.sessions.note(call.method, session, response)
         return response
 
@@ -178,6 +183,16 @@ class Balancer:
             return  # the server may close a kept connection at any time
         if turn.fail(trio.current_time()):
             self._log_ejected(turn.endpoint, str(failure))
+
+    def _end(self, turn: Turn, body: UpstreamBody) -> None:
+        """A response is over: whole, broken off, or no longer wanted."""
+        failure = body.failure
+        if failure is None:
+            if body.complete:
+                turn.completed()
+        elif not failure.own_limit and turn.broke(trio.current_time()):
+            self._log_ejected(turn.endpoint, str(failure))
+        turn.end()
 
     def _log_ejected(self, endpoint: Endpoint, error: str) -> None:
         structlog.get_logger("proxy").warning(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import trio
 
-from ..errors import ProtocolFailure, ReadFailed, Truncated
+from ..errors import ProtocolFailure, ReadFailed, ReadTimedOut, Truncated, UpstreamFailure
 from ..http.body import Chunked, ContentLength, Framing, Split
 from .connection import Connection
 from .connections import ConnectionPool
@@ -40,6 +40,7 @@ class UpstreamBody:
         "chunked",
         "complete",
         "connection",
+        "failure",
         "on_close",
         "pending",
         "upload",
@@ -67,6 +68,8 @@ class UpstreamBody:
         self._tls = connection.tls
         self._broken: ProtocolFailure | None = None  # raised after the bytes before it
         self.upload = upload
+        self.failure: UpstreamFailure | None = None
+        """Why the body broke off, as far as that is the upstream's doing."""
         self.on_close: Callable[[], None] | None = None
         """Called once, after the connection has been returned."""
         self.chunked = isinstance(framing, Chunked)
@@ -185,7 +188,7 @@ class UpstreamBody:
 
     def _break(self, error: ProtocolFailure, framed: int) -> None:
         """Raise a framing error; at the next read if `framed` body bytes precede it."""
-        self._broken = ProtocolFailure(f"{self.connection.origin}: {error}")
+        self.failure = self._broken = ProtocolFailure(f"{self.connection.origin}: {error}")
         self._early = b""
         self._see_pending()
         if not framed:
@@ -204,7 +207,14 @@ class UpstreamBody:
     def _cause(self, error: Exception) -> Exception:
         """Why the connection broke: the failure of the upload, which shuts it down, or `error`."""
         if self.upload is not None and self.upload.failure is not None:
-            return self.upload.failure
+            error = self.upload.failure
+        if isinstance(error, UpstreamFailure):
+            self.failure = error
+        return error
+
+    def silent(self, idle_s: float) -> ReadTimedOut:
+        """The failure for a body of which nothing has arrived for `idle_s` seconds."""
+        self.failure = error = ReadTimedOut(f"{self.connection.origin}: silent for {idle_s:g} s")
         return error
 
     def close(self) -> None:
@@ -219,3 +229,5 @@ class UpstreamBody:
         self._pool.release(self.connection, reusable=self._keep_alive and clean and uploaded)
         if self.on_close is not None:
             self.on_close()
+        # Both reference this object: the callback, and the traceback of the failure.
+        self.on_close = self.failure = None

@@ -10,6 +10,9 @@ An endpoint is *up*, *ejected* until a time, or *due*: ejected, and that time ha
   it again.
 - Checks (`health.check_path`) are counted separately, with the same threshold; a success restores a
   due endpoint. With checks, a request is a probe only if no other endpoint can take it.
+- A response that breaks off after its head is counted apart, because its head was a success:
+  `consecutive_breaks` in a row eject the endpoint, but never the last one in service. Responses that
+  began before the last break do not count: the restart of a server breaks many at once.
 - An endpoint is *gone* after `gone_after_s` without a response or a successful check. Its sessions
   should be ended; a successful probe still restores it.
 
@@ -26,7 +29,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -81,6 +84,8 @@ class Endpoint:
     __slots__ = (
         "back_since",
         "base",
+        "breaks",
+        "broke_at",
         "check_failures",
         "ejected_for",
         "ejected_until",
@@ -94,6 +99,7 @@ class Endpoint:
         "place",
         "probing",
         "quiet_since",
+        "responses",
         "retries",
         "server",
         "url",
@@ -119,6 +125,10 @@ class Endpoint:
         """Failed requests in a row."""
         self.check_failures = 0
         """Failed checks in a row."""
+        self.breaks = 0
+        """Responses in a row that broke off after their head."""
+        self.broke_at = float("-inf")
+        """When the last one did that counted."""
         self.ejected_until: float | None = None
         self.ejected_for = 0.0
         """Seconds of the last ejection."""
@@ -129,7 +139,9 @@ class Endpoint:
         self.probing = False
         self.ejections = 0
         self.failed = 0
-        """Total failures of requests and checks."""
+        """Total failures of requests and checks, and responses that broke off."""
+        self.responses: dict[int, int] = {}
+        """Responses by status."""
         self.retries = 0
         """Attempts it received as retries of a failed one, here or elsewhere."""
 
@@ -157,8 +169,8 @@ class Endpoint:
 
 
 _HEALTH = (
-    *("back_since", "check_failures", "ejected_for", "ejected_until", "ejections", "failed"),
-    *("failures", "quiet_since", "retries"),
+    *("back_since", "breaks", "broke_at", "check_failures", "ejected_for", "ejected_until"),
+    *("ejections", "failed", "failures", "quiet_since", "responses", "retries"),
 )
 
 
@@ -173,14 +185,16 @@ class EndpointState:
     """Total, of requests and checks."""
     ejections: int
     retries: int
+    responses: Mapping[int, int]
+    """By status."""
 
 
 class Turn:
-    """One attempt at an endpoint and the exchange that follows. Report `succeed` or `fail`, and
-    always `end` it.
+    """One attempt at an endpoint and the exchange that follows. Report `succeed` or `fail`, after
+    `succeed` also `completed` or `broke`, and always `end` it.
     """
 
-    __slots__ = ("_ended", "_owner", "_settled", "endpoint", "probe")
+    __slots__ = ("_answered_at", "_ended", "_owner", "_settled", "endpoint", "probe")
 
     def __init__(self, owner: Endpoints, endpoint: Endpoint, *, probe: bool) -> None:
         self.endpoint = endpoint
@@ -188,6 +202,7 @@ class Turn:
         self._owner = owner
         self._settled = False
         self._ended = False
+        self._answered_at = 0.0
         endpoint.outstanding += 1
         endpoint.probing = endpoint.probing or probe
 
@@ -198,6 +213,7 @@ class Turn:
         if self._settled:
             return False
         self._settled = True
+        self._answered_at = now
         endpoint = self.endpoint
         if self.probe:
             endpoint.probing = False
@@ -216,6 +232,14 @@ class Turn:
             return False
         self._settle()
         return self._owner._failed(self.endpoint, now, probe=self.probe)
+
+    def completed(self) -> None:
+        """Report that the response was whole."""
+        self.endpoint.breaks = 0
+
+    def broke(self, now: float) -> bool:
+        """Report that the response broke off; return whether that ejected the endpoint."""
+        return self._owner._broke(self.endpoint, now, self._answered_at)
 
     def end(self) -> None:
         """End the exchange, also without a report. Safe to call again."""
@@ -239,6 +263,7 @@ class Endpoints:
         endpoints: Sequence[Endpoint],
         *,
         consecutive_failures: int = 5,
+        consecutive_breaks: int | None = None,
         eject_s: float = 10,
         max_eject_s: float = 300,
         gone_after_s: float = math.inf,
@@ -251,6 +276,7 @@ class Endpoints:
         self._by_place = {endpoint.place: endpoint for endpoint in self.all}
         self._gone_after_s = gone_after_s
         self._consecutive_failures = consecutive_failures
+        self._consecutive_breaks = consecutive_breaks
         self._eject_s = eject_s
         self._max_eject_s = max_eject_s
         # Without checks, due endpoints come first: one with old open streams is not the least busy,
@@ -346,6 +372,7 @@ class Endpoints:
                 failures=item.failed,
                 ejections=item.ejections,
                 retries=item.retries,
+                responses=item.responses,
             )
             for item in self.all
         )
@@ -361,20 +388,39 @@ class Endpoints:
         self._eject(endpoint, now)
         return True
 
+    def _broke(self, endpoint: Endpoint, now: float, answered_at: float) -> bool:
+        endpoint.failed += 1
+        if (
+            self._consecutive_breaks is None
+            or endpoint.ejected_until is not None
+            or answered_at < endpoint.broke_at
+        ):
+            return False
+        endpoint.breaks += 1
+        endpoint.broke_at = now
+        if endpoint.breaks < self._consecutive_breaks or self._is_last(endpoint):
+            return False
+        self._eject(endpoint, now)
+        return True
+
+    def _is_last(self, endpoint: Endpoint) -> bool:
+        """Whether no other endpoint is up."""
+        return all(item.ejected_until is not None for item in self.all if item is not endpoint)
+
     def _eject(self, endpoint: Endpoint, now: float) -> None:
         was_out = endpoint.ejected_until is not None
         if not was_out:
             endpoint.quiet_since = now
         lasted = not was_out and now - endpoint.back_since >= endpoint.ejected_for
-        alone = all(item.ejected_until is not None for item in self.all if item is not endpoint)
+        alone = self._is_last(endpoint)
         endpoint.ejected_for = (
             self._eject_s if lasted or alone else min(2 * endpoint.ejected_for, self._max_eject_s)
         )
         endpoint.ejected_until = now + endpoint.ejected_for
         endpoint.ejections += 1
-        endpoint.failures = endpoint.check_failures = 0
+        endpoint.failures = endpoint.check_failures = endpoint.breaks = 0
 
     def _restore(self, endpoint: Endpoint, now: float) -> None:
         endpoint.ejected_until = None
         endpoint.back_since = now
-        endpoint.failures = endpoint.check_failures = 0
+        endpoint.failures = endpoint.check_failures = endpoint.breaks = 0

@@ -35,6 +35,7 @@ __all__ = [
     "AuthorsCollector",
     "Collectors",
     "EndpointCollector",
+    "InterceptedCollector",
     "InterceptorCollector",
     "InterceptorTotals",
     "PoolCollector",
@@ -186,13 +187,20 @@ class EndpointCollector(Collector):
             "weirpool_endpoint_outstanding", "Exchanges under way.", labels=labels
         )
         failures = CounterMetricFamily(
-            "weirpool_endpoint_failures", "Requests and checks that failed.", labels=labels
+            "weirpool_endpoint_failures",
+            "Requests and checks that failed, and responses that broke off.",
+            labels=labels,
         )
         ejections = CounterMetricFamily(
             "weirpool_endpoint_ejections", "Times it was taken out of service.", labels=labels
         )
         retries = CounterMetricFamily(
             "weirpool_retries", "Attempts after one that had failed.", labels=labels
+        )
+        responses = CounterMetricFamily(
+            "weirpool_upstream_responses",
+            "Responses of endpoints by status, those to retries included.",
+            labels=[*labels, "code"],
         )
         for name, state in states:
             where = [name, state.endpoint]
@@ -201,7 +209,9 @@ class EndpointCollector(Collector):
             failures.add_metric(where, state.failures)
             ejections.add_metric(where, state.ejections)
             retries.add_metric(where, state.retries)
-        yield from (up, outstanding, failures, ejections, retries)
+            for status, count in state.responses.items():
+                responses.add_metric([*where, str(status)], count)
+        yield from (up, outstanding, failures, ejections, retries, responses)
         waiting = GaugeMetricFamily(
             "weirpool_upstream_waiting", "Requests that wait for a connection.", labels=["upstream"]
         )
@@ -328,6 +338,22 @@ class RouteCollector(Collector):
                 [route], list(zip(bounds, accumulate(counts), strict=True)), seconds
             )
         return (active, events, moved, exchanges, refused, first_byte)
+
+
+class InterceptedCollector(Collector):
+    def __init__(self, routes: Mapping[str, RouteTally]) -> None:
+        self._routes = routes
+
+    def collect(self) -> Iterable[Metric]:
+        found = CounterMetricFamily(
+            "weirpool_intercepted",
+            "Exchanges that an interceptor answered, ended or failed.",
+            labels=["route", "interceptor"],
+        )
+        for route, tally in self._routes.items():
+            for interceptor, count in tally.intercepted.items():
+                found.add_metric([route, interceptor], count)
+        return [found]
 
 
 class WriterCounts(Collector):

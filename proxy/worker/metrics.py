@@ -20,6 +20,7 @@ from .collectors import (
     AuthorsCollector,
     Collectors,
     EndpointCollector,
+    InterceptedCollector,
     InterceptorCollector,
     InterceptorTotals,
     PoolCollector,
@@ -74,6 +75,7 @@ class Metrics:
         self._read: list[Collector] = [
             PoolCollector(pools),
             InterceptorCollector(interceptor_totals),
+            InterceptedCollector(self.routes),
             EndpointCollector(upstreams),
             ProcessCollector(streams_limit),
             StoreCollector(store),
@@ -105,6 +107,12 @@ class Metrics:
     def keep(self, collectors: Collectors) -> None:
         """Keep the counts of interceptors that are gone."""
         self._authors.keep(collectors)
+
+    def add_interceptors(self, interceptors: Mapping[str, Sequence[str]]) -> None:
+        """Add what the interceptors of each route answer, counted from 0."""
+        for route, names in interceptors.items():
+            for name in names:
+                self.routes[route].intercepted.setdefault(name, 0)
 
     def add_routes(self, routes: Sequence[str]) -> None:
         """Add routes, counted from 0; a known name keeps its counts."""

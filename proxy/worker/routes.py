@@ -199,6 +199,10 @@ class RouteTable:
         )
         self._known: dict[bytes, Route] = {}  # routes of paths that have been asked for
 
+    def interceptors(self) -> dict[str, list[str]]:
+        """The names of each route's interceptors."""
+        return {route.name: [owner.name for owner in route.chain.owners] for route in self.routes}
+
     def find(self, path: str, raw: bytes = b"") -> Route | None:
         """Return the route of a normal path.
 
@@ -344,6 +348,7 @@ def _balancer(
     endpoints = Endpoints(
         [Endpoint(url) for url in upstream.endpoints],
         consecutive_failures=health.consecutive_failures,
+        consecutive_breaks=health.consecutive_breaks,
         eject_s=health.eject,
         max_eject_s=health.max_eject,
         gone_after_s=health.max_eject if health.gone_after is None else health.gone_after,

@@ -49,7 +49,7 @@ def new_memory(most_published: int = 1 << 22) -> CounterMemory:
 class RouteTally:
     """A route's counters and live exchanges; of another worker, only what its memory has."""
 
-    __slots__ = ("_at", "_cells", "_ended", "admitted", "live")
+    __slots__ = ("_at", "_cells", "_ended", "admitted", "intercepted", "live")
 
     def __init__(self, memory: CounterMemory, route: str) -> None:
         """Continue the counters that the memory has for the route."""
@@ -59,6 +59,8 @@ class RouteTally:
         self.live: set[LiveExchange] = set()
         self.admitted = 0
         """How many live exchanges are forwarded rather than refused."""
+        self.intercepted: dict[str, int] = {}
+        """Exchanges that an interceptor answered, ended or failed, by its name."""
 
     def begin(self, exchange: LiveExchange) -> None:
         """Add a live exchange."""
@@ -88,6 +90,13 @@ class RouteTally:
         if first_byte_s is not None:
             cells[at + _SECONDS] += first_byte_s
             cells[at + _BUCKETS + bisect_left(BUCKETS, first_byte_s)] += 1.0
+
+    def count_intercepted(self, interceptor: str | None) -> None:
+        """Count an exchange that an interceptor answered, ended or failed; None: it is not known
+        which.
+        """
+        name = interceptor or "-"
+        self.intercepted[name] = self.intercepted.get(name, 0) + 1
 
     def count_lost(self) -> None:
         """Count the exchanges that a predecessor of the worker had when it was killed. Call this

@@ -77,6 +77,7 @@ class Worker:
             reloads=self.reloads,
             streams_limit=self.streams_limit,
         )
+        self.metrics.add_interceptors(self.routes.interceptors())
         self.generations.on_retire = self.metrics.keep
         self.started_at = time.time()
         self.history = History(self.pools, self.metrics.routes)
@@ -137,6 +138,7 @@ class Worker:
             raise ConfigError("this worker is ending, and begins no new configuration")
         new = await self.generations.replace(config, self.metrics.check)
         self.metrics.add_routes([route.name for route in new.routes.routes])
+        self.metrics.add_interceptors(new.routes.interceptors())
         bound_connections(config)
 
     def enter(self, exchange: LiveExchange) -> None:

@@ -17,13 +17,14 @@ from proxy.config import check_config
 
 OWN = """
 import trio
-from interceptors import Event, Interceptor, StreamInterceptor
+from interceptors import Event, Interceptor, Response, StreamInterceptor
 
 class Own(Interceptor):
     wants_json = True
 
     async def on_request(self, request):
         await trio.sleep(0.001)
+        return Response(status=403) if request.path == "/refused" else None
 
     def open_stream(self, context):
         context.note_unread("a field")
@@ -77,6 +78,7 @@ METRICS = {
     "weirpool_exchanges": r'_total{outcome="completed",route="/v1"} 2.0',
     "weirpool_interceptor_seconds": r'_total{interceptor="own"} (?!0.0\n)',
     "weirpool_interceptor_waited_seconds": r'_total{interceptor="own"} (?!0.0\n)',
+    "weirpool_intercepted": r'_total{interceptor="own",route="/"} 1.0',
     "weirpool_llm_answers_without_usage": r'_total{client="-",interceptor="usage",model="m",route="/v1"} 1.0',
     "weirpool_llm_requests": r'_total{client="-",interceptor="usage",model="m",route="/v1"} 2.0',
     "weirpool_llm_tokens": r'_total{client="-",interceptor="usage",kind="input",model="m",route="/v1"} 5.0',
@@ -85,6 +87,7 @@ METRICS = {
     "weirpool_streams_limit": r" 10000.0",
     "weirpool_streams_active": r'{route="/"} 2.0',
     "weirpool_time_to_first_byte_seconds": r'_count{route="/"} [1-9]',
+    "weirpool_upstream_responses": r'_total{code="200",endpoint="http://127.0.0.1:[0-9]+",upstream="up"} [1-9]',
     "weirpool_unread_parts": r'_total{interceptor="own"} [2-9]',
     "weirpool_upstream_waiting": r'{upstream="up"} 1.0',
     "weirpool_writer": r'_total{writer="direct"} [1-9]',
@@ -124,6 +127,7 @@ async def test_every_metric_counts(tmp_path: Path) -> None:
                 answer = await fetch(proxy.port, "/", method="POST", body=b"{}")
                 assert answer.body == b"data: add\n\ndata: more\n\ndata: other\n\n"
                 await fetch(proxy.port, "/json")
+                assert (await fetch(proxy.port, "/refused")).status == 403
                 for query in ("", "?without-usage"):
                     await fetch(
                         proxy.port,

@@ -353,6 +353,44 @@ async def test_an_answer_is_an_answer(log: Log) -> None:
         assert len(rig.upstream.requests) == 5
 
 
+BEGUN = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+BROKEN = {
+    "resets": (b"Content-Length: 99\r\n\r\ndata: 1\n\n", "resets"),
+    "ends": (b"Content-Length: 99\r\n\r\ndata: 1\n\n", "closes"),
+    "ends its chunks": (b"Transfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n", "closes"),
+    "sends no chunk": (b"Transfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\nzz", "hangs"),
+    "goes silent": (b"Content-Length: 99\r\n\r\ndata: 1\n\n", "hangs"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+async def test_a_response_that_breaks_is_its_endpoints_failure(case: str, log: Log) -> None:
+    """Several in a row eject it, if another endpoint is in service. Its responses are counted by
+    status, those of other endpoints and to retries, too.
+    """
+    rest, then = BROKEN[case]
+    broken = breaking(BEGUN + rest, then)
+    health = "  health: {consecutive_breaks: %s, eject: 60}"
+    settings = {"route": "timeouts: {idle: 0.1}"}
+    async with serving(log, broken, good, proxy=health % 3, **settings) as rig:
+        while "ejected" not in await rig.states():
+            await rig.fetch()
+        assert await rig.states() == ["ejected", "up"]
+        assert rig.counts("endpoint_failures_total") == [3, 0]
+        where = {"upstream": "up", "endpoint": rig.urls[0], "code": "200"}
+        assert rig.metric("weirpool_upstream_responses_total", **where) == 3
+        (ejected,) = rig.lines("endpoint_ejected")
+        assert ejected["error"].startswith(rig.urls[0])
+        lines = [line for line in rig.lines("exchange") if line["endpoint"] == rig.urls[0]]
+        assert {line["outcome"] for line in lines} <= {"upstream_error", "upstream_timeout"}
+    for count, setting in ((1, "1"), (2, "null")):  # the only endpoint; never
+        async with serving(log, *[broken] * count, proxy=health % setting, **settings) as rig:
+            for _ in range(4):
+                await rig.fetch()
+            assert await rig.states() == ["up"] * count
+            assert sum(item or 0 for item in rig.counts("endpoint_failures_total")) == 4
+
+
 # Sessions
 
 

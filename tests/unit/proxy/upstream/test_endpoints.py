@@ -15,7 +15,8 @@ from proxy.upstream.endpoints import Endpoint, Endpoints, NoneInService, Turn
 
 
 def several(count: int, **settings: float) -> Endpoints:
-    rules = {"consecutive_failures": 2, "eject_s": 10, "max_eject_s": 35} | settings
+    rules = {"consecutive_failures": 2, "consecutive_breaks": 2, "eject_s": 10, "max_eject_s": 35}
+    rules |= settings
     return Endpoints([Endpoint(f"http://{name}") for name in "abcd"[:count]], **rules)  # type: ignore[arg-type]
 
 
@@ -63,6 +64,12 @@ STORIES = {
     "all out": (2, "fail b, fail b!, fail a, fail a! 10, at 10, fail a! 10, at 20, fail a! 10"),
     # Checks are counted separately from requests.
     "checks": (2, "fail a, healthy a, fail a!, ill b, ok b, ill b!, is ejected ejected"),
+    # Responses that break off after their head; their heads are successes.
+    "breaks in a row": (2, "cut a, whole a, cut a, cut a!, is ejected up, at 10, cut a, is up up"),
+    "breaks and failures": (2, "fail a, cut a, fail a, cut a!, is ejected up"),
+    "breaks of the last one": (2, "cut a, cut a!, cut b, cut b, cut b, is ejected up"),
+    # A restart breaks many at once: that is one break.
+    "a restart": (2, "open a, open a, open a, at 1, break a, break a, break a, is up up, at 2, cut a!"),
     # A check restores an endpoint that is due, and changes nothing before.
     "checked": (1, "fail a, fail a!, at 9, healthy a, at 10, ill a, is ejected, at 11, healthy a!, is up"),
 }  # fmt: skip
@@ -107,6 +114,21 @@ def play(endpoints: Endpoints, story: str) -> None:
             turns[name].append(turn)
         elif verb == "end":
             turns[name].pop(0).end()
+        elif verb in ("cut", "whole", "open"):
+            assert endpoint is not None
+            turn = endpoints.pin(endpoint, now)
+            turn.succeed(now)
+            turns[name].append(turn)
+            if verb == "cut":
+                changed = turn.broke(now)
+            elif verb == "whole":
+                turn.completed()
+            if verb != "open":
+                turns[name].pop().end()
+        elif verb == "break":
+            turn = turns[name].pop(0)
+            changed = turn.broke(now)
+            turn.end()
         elif verb in ("healthy", "ill"):
             assert endpoint is not None
             check = endpoints.check_succeeded if verb == "healthy" else endpoints.check_failed
