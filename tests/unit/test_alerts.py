@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import cache
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,10 +18,20 @@ from support.required import lacking
 
 RULES = ROOT / "deploy/prometheus/weirpool.rules.yml"
 RUNBOOK = (ROOT / "docs/runbook.md").read_text(encoding="utf-8")
+DASHBOARD = json.loads((ROOT / "deploy/grafana/weirpool.json").read_text(encoding="utf-8"))
 SEVERITIES = {"critical", "warning", "info"}
 PROMETHEUS = {"up", "ALERTS"}
 """Metrics that Prometheus makes itself."""
 PENDING: set[str] = {
+    "gen_ai_client_operation_duration_seconds_bucket",
+    "gen_ai_client_operation_duration_seconds_count",
+    "gen_ai_client_token_usage_sum",
+    "gen_ai_server_time_per_output_token_seconds_bucket",
+    "gen_ai_server_time_to_first_token_seconds_bucket",
+    "mcp_client_operation_duration_seconds_bucket",
+    "mcp_client_operation_duration_seconds_count",
+    "weirpool_exchange_duration_seconds_bucket",
+    "weirpool_time_between_events_seconds_bucket",
     "process_cpu_seconds_total",
     "process_open_fds",
     "process_resident_memory_bytes",
@@ -92,6 +105,59 @@ def expressions() -> Iterator[tuple[str, str]]:
         yield rule.get("alert") or rule["record"], rule["expr"]
     for span in re.findall(r"`([^`\n]*)`", RUNBOOK):
         yield f"runbook: {span}", span
+    for panel in DASHBOARD["panels"]:
+        for target in panel.get("targets", ()):
+            yield f"dashboard: {panel['title']}", target["expr"]
+    for entry in DASHBOARD["annotations"]["list"] + DASHBOARD["templating"]["list"]:
+        yield f"dashboard: {entry['name']}", entry.get("expr") or entry.get("definition", "")
+
+
+def test_promtool_reads_every_expression_of_the_dashboard(tmp_path: Path) -> None:
+    """With the variables replaced as Grafana does."""
+    values = {"$__rate_interval": "1m", "$instance": ".*", "$route": ".*"}
+    recorded = []
+    for place, text in expressions():
+        if place.startswith("dashboard: ") and text and "label_values" not in text:
+            for name, value in values.items():
+                text = text.replace(name, value)
+            assert "$" not in text, place
+            recorded.append({"record": f"panel:{len(recorded)}", "expr": text})
+    assert len(recorded) > 60
+    file = tmp_path / "panels.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": recorded}]}))
+    promtool("check", "rules", str(file))
+
+
+def test_the_dashboards_structure_is_what_grafana_imports() -> None:
+    """There is no Grafana here: this checks what its JSON model requires of such a dashboard."""
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    variables = {item["name"] for item in DASHBOARD["templating"]["list"]}
+    assert variables == {"datasource", "instance", "route"}
+    source = {"type": "prometheus", "uid": "${datasource}"}
+    for panel in panels:
+        place = panel["gridPos"]
+        assert place.keys() == {"x", "y", "w", "h"}
+        assert 0 <= place["x"] < place["x"] + place["w"] <= 24, panel["title"]
+        if panel["type"] == "row":
+            continue
+        assert panel["type"] in ("timeseries", "stat")
+        assert panel["datasource"] == source
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"]) > 0
+        for target in panel["targets"]:
+            assert target["datasource"] == source
+            labels = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+            shown = set(re.findall(r"\w+", " ".join(re.findall(r"by \(([^)]*)\)", target["expr"]))))
+            assert labels <= shown | {"instance"}, panel["title"]
+    for one, other in combinations([panel["gridPos"] for panel in panels], 2):
+        apart = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        above = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert apart or above
+    provider = yaml.safe_load(
+        (ROOT / "deploy/grafana/provisioning/datasources/prometheus.yaml").read_text()
+    )
+    assert provider["datasources"][0]["uid"] == "prometheus"
+    assert DASHBOARD["templating"]["list"][0]["current"]["value"] == "prometheus"
 
 
 def test_every_metric_that_is_named_exists() -> None:

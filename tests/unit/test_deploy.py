@@ -12,10 +12,9 @@ import threading
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
+import trustme
 from hypercorn.config import Config as HypercornConfig
 from support.pages import blocks_of
 from support.process import run_command
@@ -35,40 +34,19 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_API_KEY", "key")
 
 
-def kubernetes() -> dict[str, Any]:
-    return {
-        item["kind"]: item for item in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
-    }
+CONFIGURATIONS = [
+    *("weirpool.yaml", "compose/weirpool.yaml", "kubernetes/base/weirpool.yaml"),
+    "kubernetes/overlays/example/weirpool.yaml",
+]
 
 
-@pytest.mark.parametrize("file", ["weirpool.yaml", "kubernetes.yaml"])
-def test_check_accepts_the_configurations(file: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", CONFIGURATIONS)
+def test_check_accepts_the_configurations(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As an operator would check them."""
-    path = DEPLOY / file
-    if file == "kubernetes.yaml":
-        path = tmp_path / "weirpool.yaml"
-        path.write_text(kubernetes()["ConfigMap"]["data"]["weirpool.yaml"])
-    done = run_command("check", str(path))
+    monkeypatch.setenv("LLM_URL", "https://llm.example.com")
+    monkeypatch.setenv("STORE_PASSWORD", "password")
+    done = run_command("check", str(DEPLOY / file))
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_kubernetes_waits_for_the_drain_and_probes_the_port_of_the_pages() -> None:
-    items = kubernetes()
-    config = parse_config(items["ConfigMap"]["data"]["weirpool.yaml"])
-    pod = items["Deployment"]["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    assert pod["terminationGracePeriodSeconds"] > time_to_end_s(config)
-    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports["admin"] == config.admin.port
-    assert config.admin.host == "0.0.0.0"
-    assert f"0.0.0.0:{ports['http']}" in container["args"]
-    probes = {name: container[name]["httpGet"] for name in ("readinessProbe", "livenessProbe")}
-    assert probes == {
-        "readinessProbe": {"path": "/readyz", "port": "admin"},
-        "livenessProbe": {"path": "/healthz", "port": "admin"},
-    }
-    probe = container["readinessProbe"]
-    assert probe["periodSeconds"] * probe["failureThreshold"] < config.drain.delay
 
 
 def test_the_service_waits_for_the_drain_and_reloads() -> None:
@@ -92,7 +70,7 @@ def test_hypercorns_settings_are_those_of_serve() -> None:
 def verify(*command: str) -> None:
     """Run a program's own check of its configuration."""
     if shutil.which(command[0]) is None:
-        pytest.skip(f"there is no {command[0]}")
+        lacking(command[0], "WEIRPOOL_REQUIRE_BALANCERS")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -125,11 +103,12 @@ def test_other_proxies_pass_nothing_of_a_client_that_weirpool_would_believe() ->
     for name in BELIEVED:
         own = rf"^\s*proxy_set_header {name} (?!\$http_x|\$proxy_add)"
         assert re.search(own, nginx, re.MULTILINE), name
-    haproxy = (DEPLOY / "haproxy.cfg").read_text()
-    (pattern,) = re.findall(r"http-request del-header (\S+) -m reg", haproxy)
-    for name in BELIEVED:
-        assert re.fullmatch(pattern, name.lower()), name
-    assert haproxy.index("del-header") < haproxy.index("set-header")
+    for file in ("haproxy.cfg", "compose/haproxy.cfg"):
+        haproxy = (DEPLOY / file).read_text()
+        (pattern,) = re.findall(r"http-request del-header (\S+) -m reg", haproxy)
+        for name in BELIEVED:
+            assert re.fullmatch(pattern, name.lower()), name
+        assert haproxy.index("del-header") < haproxy.index("set-header")
 
 
 def test_haproxy_takes_its_configuration(tmp_path: Path) -> None:
@@ -137,6 +116,31 @@ def test_haproxy_takes_its_configuration(tmp_path: Path) -> None:
     bind = "bind :443 ssl crt /etc/haproxy/llm.example.com.pem alpn h2,http/1.1"
     (tmp_path / "haproxy.cfg").write_text(text.replace(bind, "bind 127.0.0.1:8443"))
     verify("haproxy", "-c", "-f", str(tmp_path / "haproxy.cfg"))
+
+
+def test_haproxy_takes_the_configuration_of_the_containers(tmp_path: Path) -> None:
+    """But for their names, which only resolve inside."""
+    text = (DEPLOY / "compose/haproxy.cfg").read_text()
+    for name in ("weirpool-a", "weirpool-b"):
+        text = text.replace(f"{name}:8000", "127.0.0.1:8000")
+    (tmp_path / "haproxy.cfg").write_text(text)
+    verify("haproxy", "-c", "-f", str(tmp_path / "haproxy.cfg"))
+
+
+def test_nginx_takes_its_configuration(tmp_path: Path) -> None:
+    """As a file of `conf.d`, with a certificate of the test."""
+    text = (DEPLOY / "nginx.conf").read_text()
+    certificate = trustme.CA().issue_cert("llm.example.com")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "llm.example.com.pem")
+    certificate.private_key_pem.write_to_path(tmp_path / "llm.example.com.key")
+    (tmp_path / "weirpool.conf").write_text(
+        text.replace("/etc/ssl/", f"{tmp_path}/").replace("listen 443", "listen 127.0.0.1:8443")
+    )
+    (tmp_path / "nginx.conf").write_text(
+        f"pid {tmp_path}/pid; error_log stderr; events {{}}"
+        f"http {{ access_log off; include {tmp_path}/weirpool.conf; }}"
+    )
+    verify("nginx", "-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"))
 
 
 @pytest.mark.parametrize("page", ["docs/operations.md", "docs/capacity.md"])

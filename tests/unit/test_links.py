@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from support.pages import ROOT
 
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")]
+)
 
 
 def prose_of(page: Path) -> str:
