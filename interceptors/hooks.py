@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import traceback
 import types
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
 from time import perf_counter
@@ -30,13 +31,17 @@ from .errors import (
 from .store import Store
 from .tasks import TASK_OF
 
-__all__ = ["HOLD_S", "HOOK_OF", "WAIT_S", "Owner"]
+__all__ = ["HOLD_S", "HOOK_BOUNDS", "HOOK_OF", "QUICK_S", "WAIT_S", "Owner"]
 
 HOLD_S = 0.05
 """A hook that holds the event loop longer is logged: it delays every other stream.
 
 Of an async hook, each step between two awaits counts.
 """
+HOOK_BOUNDS = (25e-6, 100e-6, 250e-6, 0.001, 0.0025, 0.005, 0.01, 0.025, HOLD_S, 0.1, 0.25, 1.0)
+"""Upper bounds of the time for which one call holds the event loop, in seconds."""
+QUICK_S = HOOK_BOUNDS[0]
+"""Most calls hold it for less."""
 WAIT_S = 1.0
 """An async hook that waits longer is logged: it delays its own exchange."""
 
@@ -67,7 +72,7 @@ def _describe(returned: object) -> str:
 class Owner:
     """One interceptor of a route, with its name in the configuration."""
 
-    __slots__ = ("interceptor", "name", "seconds", "unread_parts", "waited")
+    __slots__ = ("_slower", "interceptor", "name", "quick", "seconds", "unread_parts", "waited")
 
     outcome = Outcome.INTERCEPTED
     """The outcome of an exchange that it answers, or whose stream it ends."""
@@ -83,6 +88,9 @@ class Owner:
         """Total time for which its async hooks waited."""
         self.unread_parts = 0
         """Number of parts of responses that its reader did not understand."""
+        self.quick = 0
+        """Number of calls that held the event loop for at most `QUICK_S`."""
+        self._slower = [0] * len(HOOK_BOUNDS)  # other calls, by bucket
 
     def use_store(self, store: Store) -> None:
         """Set the interceptor's store, before its lifespan is entered."""
@@ -91,8 +99,20 @@ class Owner:
     def note(self, hook: str, seconds: float) -> None:
         """Record the duration of a synchronous hook."""
         self.seconds += seconds
+        if seconds > QUICK_S:
+            self.note_slow(hook, seconds)
+        else:
+            self.quick += 1
+
+    def note_slow(self, hook: str, seconds: float) -> None:
+        """Count a call that took longer than `QUICK_S`, and log one that took too long."""
+        self._slower[bisect_left(HOOK_BOUNDS, seconds) - 1] += 1
         if seconds > HOLD_S:
             self.warn(hook, seconds)
+
+    def calls(self) -> tuple[int, ...]:
+        """The number of calls in each bucket of `HOOK_BOUNDS`."""
+        return (self.quick, *self._slower)
 
     @contextmanager
     def timed(self, hook: str) -> Iterator[None]:
@@ -187,7 +207,7 @@ class Owner:
         The waiting of a task is not measured.
         """
         steps: Any = running if isinstance(running, types.CoroutineType) else _awaiting(running)
-        longest_s = waited_s = 0.0
+        held_s = longest_s = waited_s = 0.0
         value: Any = None
         error: BaseException | None = None
         clock = perf_counter()
@@ -203,6 +223,7 @@ class Owner:
                     now = perf_counter()
                     took_s, clock = now - clock, now
                     self.seconds += took_s
+                    held_s += took_s
                     longest_s = max(longest_s, took_s)
                 try:
                     value = yield asked
@@ -211,6 +232,10 @@ class Owner:
                 now = perf_counter()
                 waited_s, clock = waited_s + now - clock, now
         finally:
+            if held_s > QUICK_S:
+                self._slower[bisect_left(HOOK_BOUNDS, held_s) - 1] += 1
+            else:
+                self.quick += 1
             if longest_s > HOLD_S:
                 self.warn(hook, longest_s)
             if not is_task:

@@ -78,6 +78,8 @@ class Operation(msgspec.Struct, eq=False):
     """Whether the answer is an event stream."""
     status: int | None = None
     """The upstream's status."""
+    asked_at: float | None = None
+    """When the request was handed to the upstream's side."""
     first_token_at: float | None = None
     """The first event with output: text, or a part of a tool call."""
     last_token_at: float | None = None

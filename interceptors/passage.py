@@ -25,7 +25,7 @@ from .event import BodyEvent, Event, JsonEvent
 from .event_hooks import EventHooks
 from .event_writer import EventWriter
 from .framing import EventFramer, FrameKind
-from .hooks import HOLD_S
+from .hooks import QUICK_S
 from .large import LargePassage
 from .parts import Part, Parts
 from .watcher import Watcher
@@ -177,8 +177,10 @@ class Passage:
                         now = perf_counter()
                         took_s, clock = now - clock, now
                         owner.seconds += took_s
-                        if took_s > HOLD_S:
-                            owner.warn("on_event", took_s)
+                        if took_s > QUICK_S:
+                            owner.note_slow("on_event", took_s)
+                        else:
+                            owner.quick += 1
                     if result is not current:
                         if type(result) is not JsonEvent and not isinstance(result, Event):
                             result = hooks.run_after(hook, current, result)

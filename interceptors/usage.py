@@ -31,12 +31,12 @@ from .message import Request, Response
 from .metering import COUNTS as KINDS
 from .metering import CallStream, Metering, Tokens, ask_for_usage, cut_name, read_call
 from .store import StoreUnavailable
+from .toolkit.labels import Labels
 
 __all__ = ["KEEP_S", "KINDS", "Usage", "hour_of", "read_sums"]
 
 KEEP_S = 35 * 86400.0
 """How long the sums of an hour are kept."""
-_OTHER = "other"
 _MODEL = "usage.model"
 _FLUSH_S = 1.0
 _LAST_FLUSH_S = 5.0
@@ -54,23 +54,6 @@ def read_sums(sums: dict[str, int]) -> dict[tuple[str, str, str], dict[str, int]
         route, model, client, kind = msgspec.json.decode(name, type=tuple[str, str, str, str])
         found.setdefault((route, model, client), {})[kind] = number
     return found
-
-
-class _Labels:
-    """The values of a label: at most `most` different ones, then `other`."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._known = {"-"}
-
-    def of(self, value: str | None, *, new: bool = True) -> str:
-        """The label for a value, `-` for None. `new`: it may take a new label."""
-        value = value or "-"
-        if value not in self._known:
-            if not new or len(self._known) > self._most:
-                return _OTHER
-            self._known.add(value)
-        return value
 
 
 class Usage(Metering):
@@ -91,8 +74,8 @@ class Usage(Metering):
         # On its way to the store: sent again, with its id, until the store has answered.
         self._batch: tuple[str, str, Sums[str]] | None = None
         self._counted = trio.Event()
-        self._models = _Labels(max_models)
-        self._clients = _Labels(max_clients)
+        self._models = Labels(max_models)
+        self._clients = Labels(max_clients)
         names = ["route", "model", "client"]
         self._tokens = Counter(
             "weirpool_llm_tokens",

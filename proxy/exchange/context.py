@@ -76,6 +76,12 @@ class Progress(msgspec.Struct, eq=False):
     """None while traces are off."""
 
     @property
+    def trace_id(self) -> str | None:
+        """The trace in exemplars of metrics; None if none is recorded."""
+        span = self.span
+        return span.trace_id if span is not None and span.sampled else None
+
+    @property
     def counts(self) -> EventCounts | None:
         """Events by what happened to them; None when no interceptor sees events."""
         return self.chain.counts if self.chain is not None and self.chain.wants_events else None
@@ -128,7 +134,7 @@ class ExchangeContext(msgspec.Struct, eq=False):
         """
         if self.ending.complete(outcome):
             tally = self.worker.metrics.routes[self.route.name]
-            tally.account(outcome, None, self.progress.first_byte_s)
+            tally.account(outcome, None, self.progress.first_byte_s, self.progress.trace_id)
 
     def close(self) -> None:
         """Return what the upstream and the budget have lent. Synchronous; safe to call again."""

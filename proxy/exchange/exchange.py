@@ -33,7 +33,7 @@ from .client_response import ClientResponse
 from .context import ExchangeContext, Progress
 from .ending import Ending
 from .line import exchange_line, interceptor_of, is_failure
-from .observe import settle_operation
+from .observe import record_operation
 from .phases import serve
 from .refusal import refusal_of
 from .request import Admission, read_request
@@ -241,11 +241,13 @@ class Exchange:
     def _account(self, outcome: Outcome) -> None:
         """Count the exchange, unless it is complete and has been counted, and write its log line."""
         route, progress, ending = self.route_name, self._progress, self._ending
-        settle_operation(progress, outcome, ending.failure)
         tally = self._worker.metrics.routes[route]
+        tally.durations.observe(self._ended_at - self.started_at, progress.trace_id)
+        if progress.request is not None and (call := progress.request.operation) is not None:
+            record_operation(self._worker, progress, call, outcome, ending.failure, self._ended_at)
         if not ending.whole:
             kind = getattr(ending.failure, "kind", None)
-            tally.account(outcome, kind, progress.first_byte_s)
+            tally.account(outcome, kind, progress.first_byte_s, progress.trace_id)
         if outcome is Outcome.INTERCEPTED:
             tally.count_intercepted(interceptor_of(ending, progress))
         status, log, span = self._response.status, self._log, progress.span

@@ -5,15 +5,18 @@ It changes nothing that the upstream or the client gets, and refuses nothing.
 
 from __future__ import annotations
 
+import trio
+
 from interceptors import Outcome, Request
 from interceptors.observing import read_request
 from interceptors.operation import Operation, provider_of
 
 from ..worker.collecting import CollectedBody
+from ..worker.worker import Worker
 from .context import ExchangeContext, Progress
 from .request_body import Body
 
-__all__ = ["observe_request", "settle_operation"]
+__all__ = ["observe_request", "record_operation"]
 
 _MOST_COLLECTED_BYTES = 1 << 20
 """A larger body is not collected to find its model: the answer names one, too."""
@@ -32,6 +35,7 @@ async def observe_request(
             ctx.collected = CollectedBody(ctx.worker.bodies, limit)
             ctx.collected.hold(size)
             body = await ctx.body.collect(body, _ignore)
+    operation.asked_at = trio.current_time()
     read_request(request, operation, body if isinstance(body, bytes) else None)
     return body
 
@@ -40,21 +44,32 @@ def _ignore(size: int) -> None:
     return
 
 
-def settle_operation(progress: Progress, outcome: Outcome, failure: Exception | None) -> None:
-    """Complete the record of a call at the exchange's end: the server, and how it failed."""
-    operation = None if progress.request is None else progress.request.operation
-    if operation is None:
-        return
+def record_operation(
+    worker: Worker,
+    progress: Progress,
+    operation: Operation,
+    outcome: Outcome,
+    failure: Exception | None,
+    ended_at: float,
+) -> None:
+    """Complete the record of a call at the exchange's end, and count it."""
     endpoint = None if progress.upstream is None else progress.upstream.endpoint
     if endpoint is not None:
-        url = endpoint.url
-        operation.server_address, operation.server_port = (
-            url.host,
-            url.port or (443 if url.scheme == "https" else 80),
-        )
-        operation.provider = provider_of(url.host, operation.dialect)
+        server = endpoint.server
+        operation.server_address, operation.server_port = server.host, server.port
+        operation.provider = provider_of(server.host, operation.dialect)
     if operation.error_type is None:
         if outcome is not Outcome.COMPLETED:
             operation.error_type = getattr(failure, "kind", None) or outcome.value
         elif operation.status is not None and operation.status >= 400:
             operation.error_type = str(operation.status)
+    gaps = None if progress.relay is None else progress.relay.gaps
+    worker.metrics.genai.record(
+        operation,
+        started_at=progress.started_at,
+        ended_at=ended_at,
+        first_read_at=progress.first_read,
+        gaps=None if gaps is None else gaps.own,
+        most=worker.config.telemetry.max_label_values,
+        trace_id=progress.trace_id,
+    )

@@ -22,7 +22,7 @@ from interceptors.message import address
 from interceptors.operation import Operation
 
 from ..http.headers import forwards_left, refuse_trace
-from ..relay import Mover, open_relay
+from ..relay import EventGaps, Mover, open_relay
 from ..relay.heartbeat import with_heartbeats
 from ..relay.resume import Resume
 from ..upstream import UpstreamBody
@@ -348,15 +348,21 @@ def relay(ctx: ExchangeContext, stream: ResponseStream) -> Awaitable[None]:
     resume: Resume | None = None
     if response.status == 200 and response.may_add and upstream.may_repeat:
         resume = Resume(route.reconnect, route.dialect, route.limits.max_event_bytes)
+    chain, request = ctx.progress.chain, ctx.progress.request
+    gaps: EventGaps | None = None
+    if stream.is_sse and chain is not None and chain.wants_events and request is not None:
+        tally = ctx.worker.metrics.routes[route.name]
+        gaps = tally.gaps_of_stream(keeps_own=request.operation is not None)
     ctx.progress.relay = moved = open_relay(
         stream.body,
         response.writer,
-        ctx.progress.chain,
+        chain,
         ctx.worker.pools,
         ctx.buffers,
         sse=stream.is_sse,
         wrote_before_body=response.writer.bytes_sent > 0,
         resume=resume,
+        gaps=gaps,
     )
     if ctx.progress.tap is not None:
         copy_unseen(ctx.progress.tap, moved)

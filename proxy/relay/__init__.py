@@ -15,12 +15,13 @@ from ..downstream import Writer
 from ..hub import Need
 from ..upstream import UpstreamBody
 from .events import EventRelay
+from .gaps import EventGaps
 from .mover import Mover
 from .passing import PassingRelay
 from .resume import Resume
 from .step import Relay
 
-__all__ = ["Mover", "Need", "Relay", "open_relay"]
+__all__ = ["EventGaps", "Mover", "Need", "Relay", "open_relay"]
 
 
 def open_relay(
@@ -33,19 +34,21 @@ def open_relay(
     sse: bool,
     wrote_before_body: bool = False,
     resume: Resume | None = None,
+    gaps: EventGaps | None = None,
 ) -> Relay:
     """The relay of a body, after both heads are done. It owns nothing but the leases it borrows.
 
     `chain`: without one, or if none of its hooks sees events, bytes pass unparsed. `sse`: windows
     come from the pool for events. `wrote_before_body`: a heartbeat was sent before the body.
     `resume`: only whole events leave, without those the client already has, and `continue_with` may
-    be called after the body has ended.
+    be called after the body has ended. `gaps`: where the times between events are counted.
     """
     relay: Relay
     if resume is not None or (chain is not None and chain.wants_events):
         relay = EventRelay(body, writer, chain, pools, scope, sse=sse, resume=resume)
     else:
         relay = PassingRelay(body, writer, chain, pools, scope, sse=sse)
+    relay.gaps = gaps
     if wrote_before_body:
         relay.note_own_write()
     return relay

@@ -27,7 +27,10 @@ _READ, _WRITE, _END = Need.READ, Need.WRITE, Need.END
 class EventRelay(Relay):
     """Implements `Relay` for events: with a chain that sees them, with a `Resume`, or with both."""
 
-    __slots__ = ("_awaits", "_carried", "_carry", "_hooked", "_passes", "_resume", "_stopped")
+    __slots__ = (
+        *("_awaits", "_carried", "_carry", "_hooked", "_noted", "_passes", "_resume"),
+        "_stopped",
+    )
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class EventRelay(Relay):
         self._passes = False  # not an event stream, and no interceptor sees it
         self._carry: Lease | None = None  # holds an unfinished event at its beginning
         self._carried = 0
+        self._noted = 0  # events whose times are counted
         # The arguments of `_intercept` where an async hook has stopped it.
         self._stopped: tuple[int, int, int | None, int] = (0, 0, None, 0)
 
@@ -179,6 +183,9 @@ class EventRelay(Relay):
         """
         parts, rest = chain.process(buffer, start, last, final=self.body.complete and after is None)
         self.failure = chain.failure
+        if self.gaps is not None and (total := chain.counts.total) > self._noted:
+            self.gaps.note(total - self._noted, self.last_read)
+            self._noted = total
         all_sent = True
         try:
             if parts:

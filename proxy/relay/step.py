@@ -25,6 +25,7 @@ from pools import BufferScope, Pools
 from ..downstream import Writer
 from ..hub import Need
 from ..upstream import UpstreamBody
+from .gaps import EventGaps
 from .heartbeat import PING
 
 __all__ = ["Copy", "Need", "Relay", "release_parts"]
@@ -57,6 +58,7 @@ class Relay(ABC):
         "chain",
         "failure",
         "first_read",
+        "gaps",
         "last_read",
         "last_write",
         "wants_large",
@@ -93,6 +95,8 @@ class Relay(ABC):
         self.last_write = 0.0
         """Trio's time of the last write; not noted for unparsed bytes, see `last_left`."""
         self.failure: InterceptorError | None = None
+        self.gaps: EventGaps | None = None
+        """Where the times between events are counted, if interceptors see events."""
 
     @abstractmethod
     def pump(self, window: bytearray, now: float) -> Need:

@@ -7,7 +7,6 @@ Each collector reads state that another object owns and counts nothing itself, e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 from prometheus_client.core import (
@@ -17,19 +16,19 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from interceptors import Outcome
-from interceptors.hooks import Owner
+from interceptors.hooks import HOOK_BOUNDS, Owner
 from pools import Pools
 
 from ..downstream import WRITERS, client_connections
 from ..upstream import Balancer
 from .counters import FIRST_FREE, CounterMemory
 from .families import Family, as_metrics, counters_of, families_of, labelled, merge
+from .histograms import add_histogram
 from .logs import dropped_lines
 from .reloads import Reloads
-from .tally import ACTIONS, BUCKETS, DIRECTIONS, REFUSALS, RouteTally
+from .tally import ACTIONS, DIRECTIONS, REFUSALS, RouteTally
 
 __all__ = [
     "AuthorsCollector",
@@ -54,12 +53,14 @@ Collectors = Sequence[tuple[Owner, Collector]]
 
 class InterceptorTotals(NamedTuple):
     """Totals of one interceptor: seconds for which its hooks held the event loop, seconds for which
-    its async hooks waited, and parts of answers that it did not understand.
+    its async hooks waited, parts of answers that it did not understand, and its calls by the time
+    for which each held the loop, in the buckets of `HOOK_BOUNDS`.
     """
 
     seconds: float
     waited: float
     unread_parts: int
+    calls: tuple[int, ...] = (0,) * (len(HOOK_BOUNDS) + 1)
 
 
 class PoolCollector(Collector):
@@ -120,13 +121,17 @@ class InterceptorCollector(Collector):
             "Parts of LLM answers and MCP messages that passed without being understood.",
             labels=["interceptor"],
         )
+        hooks = HistogramMetricFamily(
+            "weirpool_hook_seconds",
+            "Time for which one call of a hook held the event loop.",
+            labels=["interceptor"],
+        )
         for name, totals in self._totals().items():
             spent.add_metric([name], totals.seconds)
             waited.add_metric([name], totals.waited)
             unread.add_metric([name], totals.unread_parts)
-        yield spent
-        yield waited
-        yield unread
+            add_histogram(hooks, [name], HOOK_BOUNDS, totals.calls, totals.seconds, {})
+        yield from (spent, waited, unread, hooks)
 
 
 def collected(collectors: Collectors) -> Iterator[tuple[Owner, Family]]:
@@ -322,6 +327,16 @@ class RouteCollector(Collector):
             "From the request's head to the first byte of the response's body.",
             labels=["route"],
         )
+        duration = HistogramMetricFamily(
+            "weirpool_exchange_duration_seconds",
+            "From the request's head to the end of the exchange.",
+            labels=["route"],
+        )
+        gaps = HistogramMetricFamily(
+            "weirpool_time_between_events_seconds",
+            "Between two events of a stream that interceptors see.",
+            labels=["route"],
+        )
         for route, tally in self._routes.items():
             active.add_metric([route], len(tally.live))
             for action in ACTIONS:
@@ -332,12 +347,10 @@ class RouteCollector(Collector):
                 exchanges.add_metric([route, outcome.value], tally.exchanges(outcome))
             for reason in REFUSALS:
                 refused.add_metric([route, reason], tally.refused(reason))
-            counts, seconds = tally.time_to_first_byte()
-            bounds = [*map(floatToGoString, BUCKETS), "+Inf"]
-            first_byte.add_metric(
-                [route], list(zip(bounds, accumulate(counts), strict=True)), seconds
-            )
-        return (active, events, moved, exchanges, refused, first_byte)
+            tally.first_bytes.add_to(first_byte, [route])
+            tally.durations.add_to(duration, [route])
+            tally.gaps.add_to(gaps, [route])
+        return (active, events, moved, exchanges, refused, first_byte, duration, gaps)
 
 
 class InterceptedCollector(Collector):

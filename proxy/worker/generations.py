@@ -328,4 +328,5 @@ def _add_totals(totals: dict[str, InterceptorTotals], owners: Sequence[Owner]) -
             before.seconds + owner.seconds,
             before.waited + owner.waited,
             before.unread_parts + owner.unread_parts,
+            tuple(map(sum, zip(before.calls, owner.calls(), strict=True))),
         )

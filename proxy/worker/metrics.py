@@ -33,6 +33,7 @@ from .collectors import (
 )
 from .counters import CounterMemory
 from .families import Family, counters_of, decode, encode, families_of, merge
+from .genai import GenAiMetrics
 from .reloads import Reloads
 from .tally import RouteTally, new_memory
 
@@ -71,6 +72,7 @@ class Metrics:
         self.registry = CollectorRegistry(auto_describe=False)
         self.routes: dict[str, RouteTally] = {}
         self.writers = WriterCounts(self.memory)
+        self.genai = GenAiMetrics()
         self._in_memory: list[Collector] = [self.writers, RouteCollector(self.routes)]
         self._read: list[Collector] = [
             PoolCollector(pools),
@@ -79,6 +81,7 @@ class Metrics:
             EndpointCollector(upstreams),
             ProcessCollector(streams_limit),
             StoreCollector(store),
+            self.genai,
             ReloadCollector(reloads or Reloads()),
         ]
         self._authors = AuthorsCollector(collectors)

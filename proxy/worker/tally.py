@@ -6,14 +6,22 @@ and `account` counts its outcome.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-
 from interceptors import Outcome
 
+from ..relay.gaps import GAP_BOUNDS, EventGaps
 from .counters import CounterMemory
+from .histograms import CellHistogram, cells_of
 from .live import LiveExchange
 
-__all__ = ["ACTIONS", "BUCKETS", "DIRECTIONS", "REFUSALS", "RouteTally", "new_memory"]
+__all__ = [
+    "ACTIONS",
+    "BUCKETS",
+    "DIRECTIONS",
+    "DURATION_BOUNDS",
+    "REFUSALS",
+    "RouteTally",
+    "new_memory",
+]
 
 ACTIONS = ("passed", "changed", "dropped", "added")
 DIRECTIONS = ("downstream", "upstream")
@@ -29,16 +37,19 @@ REFUSALS = (
 """Reasons for refusing a valid request: the error types of the answers."""
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 """Upper bounds of the time to the first byte, in seconds; one more bucket has no bound."""
+DURATION_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
+"""Upper bounds of an exchange's duration, in seconds."""
 
 _MOVED = (*DIRECTIONS, *ACTIONS)
 # The cells of a route's block:
 _BEGUN = 0
 _OUTCOMES = {outcome: 1 + number for number, outcome in enumerate(Outcome)}
 _REFUSALS = {reason: 1 + len(Outcome) + number for number, reason in enumerate(REFUSALS)}
-_SECONDS = 1 + len(Outcome) + len(REFUSALS)
-_BUCKETS = _SECONDS + 1
-_FIRST_MOVED = _BUCKETS + len(BUCKETS) + 1
-_BLOCK = _FIRST_MOVED + len(_MOVED)
+_FIRST_BYTE = 1 + len(Outcome) + len(REFUSALS)
+_FIRST_MOVED = _FIRST_BYTE + cells_of(BUCKETS)
+_DURATION = _FIRST_MOVED + len(_MOVED)
+_GAPS = _DURATION + cells_of(DURATION_BOUNDS)
+_BLOCK = _GAPS + cells_of(GAP_BOUNDS)
 
 
 def new_memory(most_published: int = 1 << 22) -> CounterMemory:
@@ -49,13 +60,22 @@ def new_memory(most_published: int = 1 << 22) -> CounterMemory:
 class RouteTally:
     """A route's counters and live exchanges; of another worker, only what its memory has."""
 
-    __slots__ = ("_at", "_cells", "_ended", "admitted", "intercepted", "live")
+    __slots__ = (
+        *("_at", "_cells", "_ended", "admitted", "durations", "first_bytes", "gaps"),
+        *("intercepted", "live"),
+    )
 
     def __init__(self, memory: CounterMemory, route: str) -> None:
         """Continue the counters that the memory has for the route."""
         self._cells, self._at = memory.block_of(route)
         first = self._at + _FIRST_MOVED
         self._ended = [self._cells[first + number] for number in range(len(_MOVED))]
+        self.first_bytes = CellHistogram(self._cells, self._at + _FIRST_BYTE, BUCKETS)
+        """Seconds from the request's head to the first byte of the response's body."""
+        self.durations = CellHistogram(self._cells, self._at + _DURATION, DURATION_BOUNDS)
+        """Seconds from the request's head to the end of the exchange."""
+        self.gaps = CellHistogram(self._cells, self._at + _GAPS, GAP_BOUNDS)
+        """Seconds between two events, of streams whose events are framed."""
         self.live: set[LiveExchange] = set()
         self.admitted = 0
         """How many live exchanges are forwarded rather than refused."""
@@ -79,17 +99,26 @@ class RouteTally:
                 self._ended[number] += getattr(counts, action)
                 self._raise(number, self._ended[number])
 
-    def account(self, outcome: Outcome, kind: str | None, first_byte_s: float | None) -> None:
+    def account(
+        self,
+        outcome: Outcome,
+        kind: str | None,
+        first_byte_s: float | None,
+        trace_id: str | None = None,
+    ) -> None:
         """Count an exchange that has ended. `kind`: the error type of a refusal. `first_byte_s`:
-        seconds to the first byte, if there was one.
+        seconds to the first byte, if there was one. `trace_id`: of its trace, if that is recorded.
         """
         cells, at = self._cells, self._at
         cells[at + _OUTCOMES[outcome]] += 1.0
         if kind in _REFUSALS:
             cells[at + _REFUSALS[kind]] += 1.0
         if first_byte_s is not None:
-            cells[at + _SECONDS] += first_byte_s
-            cells[at + _BUCKETS + bisect_left(BUCKETS, first_byte_s)] += 1.0
+            self.first_bytes.observe(first_byte_s, trace_id)
+
+    def gaps_of_stream(self, *, keeps_own: bool) -> EventGaps:
+        """Count the times between the events of one stream."""
+        return EventGaps(self._cells, self.gaps.at, keeps_own=keeps_own)
 
     def count_intercepted(self, interceptor: str | None) -> None:
         """Count an exchange that an interceptor answered, ended or failed; None: it is not known
@@ -116,11 +145,7 @@ class RouteTally:
 
     def time_to_first_byte(self) -> tuple[list[float], float]:
         """The number of exchanges in each bucket, and the sum in seconds."""
-        first = self._at + _BUCKETS
-        return (
-            [self._cells[first + number] for number in range(len(BUCKETS) + 1)],
-            self._cells[self._at + _SECONDS],
-        )
+        return self.first_bytes.read()
 
     def events(self, action: str) -> int:
         """The route's events so far, live streams included."""

@@ -4,13 +4,17 @@ nothing and stops nothing.
 
 from __future__ import annotations
 
+import importlib
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 from providers.transcripts import load_cases
 from structlog.testing import capture_logs
 from support.client import fetch
@@ -46,7 +50,6 @@ reverse_proxy:
     - {path: /openai, dialect: openai, upstream: up, strip_prefix: true, interceptors: [own]}
     - {path: /anthropic, dialect: anthropic, upstream: up, strip_prefix: true, interceptors: [own]}
     - {path: /mcp, dialect: mcp, upstream: up, interceptors: [own]}
-    - {path: /plain, dialect: openai, upstream: up}
 interceptors: [{name: own, use: "./own.py:Own"}]
 telemetry: {genai: true, max_label_values: 2}
 log: {level: info}
@@ -159,3 +162,137 @@ async def test_a_call_of_a_tool_is_recorded(
     (line,) = [line for line in logs if line["event"] == "operation"]
     assert {name: line[name] for name in expected} == expected
     assert "error_type" in expected or line["error_type"] is None
+
+
+SECONDS = [0.01 * 2**power for power in range(14)]
+MCP_SECONDS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300]
+SERVER = {"server.address", "server.port"}
+CALL = SERVER | {
+    *("gen_ai.operation.name", "gen_ai.provider.name"),
+    *("gen_ai.request.model", "gen_ai.response.model"),
+}
+MCP_CALL = SERVER | {"mcp.method.name", "gen_ai.operation.name", "gen_ai.tool.name", "error.type"}
+CONVENTIONS = {
+    "gen_ai.client.operation.duration": ("s", CALL | {"error.type"}, SECONDS),
+    "gen_ai.client.token.usage": (
+        "{token}",
+        CALL | {"gen_ai.token.type"},
+        [4**power for power in range(14)],
+    ),
+    "gen_ai.client.operation.time_to_first_chunk": ("s", CALL, SECONDS),
+    "gen_ai.client.operation.time_per_output_chunk": ("s", CALL, SECONDS),
+    "gen_ai.server.request.duration": ("s", CALL | {"error.type"}, SECONDS),
+    "gen_ai.server.time_to_first_token": (
+        "s",
+        CALL,
+        [
+            *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1),
+            *(0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+        ],
+    ),
+    "gen_ai.server.time_per_output_token": (
+        "s",
+        CALL,
+        [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5],
+    ),
+    "mcp.client.operation.duration": ("s", MCP_CALL, MCP_SECONDS),
+    "mcp.server.operation.duration": ("s", MCP_CALL, MCP_SECONDS),
+}
+"""Units, attributes and buckets, as OpenTelemetry's conventions give them in Markdown."""
+
+
+def prometheus_name(name: str, unit: str) -> str:
+    """A metric's name by OpenTelemetry's rules for Prometheus: no unit in braces."""
+    return name.replace(".", "_") + ("_seconds" if unit == "s" else "")
+
+
+STREAM = b"".join(
+    b"data: " + json.dumps({"id": "c1", "model": "m-1", **fields}).encode() + b"\n\n"
+    for fields in (
+        {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]},
+        {"choices": [{"index": 0, "delta": {"content": "a"}}]},
+        {"choices": [{"index": 0, "delta": {"content": "b"}}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+        {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}},
+    )
+)
+
+
+async def models(peer: Peer) -> None:
+    """Answers with a stream; a model called `no...` does not exist."""
+    while True:
+        request = await peer.request()
+        if json.loads(request.body).get("jsonrpc"):
+            await peer.send(mcp_answer(result={"isError": False}))
+        elif json.loads(request.body)["model"].startswith("no"):
+            body = b'{"error":{"type":"not_found","message":"no"}}'
+            head = b"HTTP/1.1 404 X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            await peer.send(head % len(body) + body)
+        else:
+            await peer.start_stream()
+            for event in STREAM.split(b"\n\n")[:-1]:
+                await peer.chunk(event + b"\n\n")
+            await peer.end()
+
+
+async def page_of(proxy: Proxy) -> dict[str, Metric]:
+    page = (await fetch(proxy.port, "/metrics")).body.decode()
+    return {family.name: family for family in text_string_to_metric_families(page)}
+
+
+def counts(family: Metric, label: str) -> Counter[str]:
+    """The number of values, by one label."""
+    found: Counter[str] = Counter()
+    for sample in family.samples:
+        if sample.name.endswith("_count"):
+            found[sample.labels[label]] += int(sample.value)
+    return found
+
+
+async def test_metrics_have_the_names_of_the_conventions(tmp_path: Path) -> None:
+    """With their labels and buckets. A failed call takes no label, and later models are `other`."""
+    published = {
+        value
+        for name in ("gen_ai_metrics", "mcp_metrics")
+        for value in vars(
+            importlib.import_module(f"opentelemetry.semconv._incubating.metrics.{name}")
+        ).values()
+        if isinstance(value, str)
+    }
+    assert published >= set(CONVENTIONS)
+    asked = ["no-1", "no-2", "m-1", "m-2", "m-3", "m-2", "no-3"]
+    async with proxy_of(models, tmp_path) as proxy:
+        headers = [("Content-Type", "application/json"), ("Accept", "application/json")]
+        for model in asked:
+            body = json.dumps({"model": model, "stream": True}).encode()
+            path = "/openai/v1/chat/completions"
+            await fetch(proxy.port, path, method="POST", headers=headers, body=body)
+        call = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": "add"}}
+        body = json.dumps(call).encode()
+        await fetch(proxy.port, "/mcp", method="POST", headers=headers, body=body)
+        page = await page_of(proxy)
+    for name, (unit, attributes, bounds) in CONVENTIONS.items():
+        family = page[prometheus_name(name, unit)]
+        samples = [sample for sample in family.samples if sample.name.endswith("_bucket")]
+        labels = {attribute.replace(".", "_") for attribute in attributes}
+        assert {frozenset(sample.labels) for sample in samples} == {frozenset({*labels, "le"})}
+        assert {float(sample.labels["le"]) for sample in samples} == {*bounds, float("inf")}
+    duration = page["gen_ai_client_operation_duration_seconds"]
+    assert counts(duration, "gen_ai_request_model") == {"m-1": 1, "m-2": 2, "other": 4}
+    assert counts(duration, "gen_ai_response_model") == {"m-1": 4, "": 3}
+    assert counts(duration, "error_type") == {"": 4, "not_found": 3}
+    assert counts(duration, "server_address") == {"127.0.0.1": 7}
+    tokens = page["gen_ai_client_token_usage"]
+    assert counts(tokens, "gen_ai_token_type") == {"input": 4, "output": 4}
+    total = sum(sample.value for sample in tokens.samples if sample.name.endswith("_sum"))
+    assert total == 4 * (5 + 2)
+    for name, each in {
+        "gen_ai_client_operation_time_to_first_chunk_seconds": 1,
+        "gen_ai_client_operation_time_per_output_chunk_seconds": 4,
+        "gen_ai_server_request_duration_seconds": 1,
+        "gen_ai_server_time_to_first_token_seconds": 1,
+        "gen_ai_server_time_per_output_token_seconds": 1,
+    }.items():
+        assert counts(page[name], "gen_ai_response_model")["m-1"] == 4 * each, name
+    for name in ("mcp_client_operation_duration_seconds", "mcp_server_operation_duration_seconds"):
+        assert counts(page[name], "gen_ai_tool_name") == {"add": 1}

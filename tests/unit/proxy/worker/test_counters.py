@@ -76,6 +76,8 @@ def test_a_successor_continues_in_the_memory() -> None:
     routes = [f"/{number}" for number in range(2050)]
     first = Metrics(Pools(), routes, memory=memory)
     for route in routes:
+        first.routes[route].durations.observe(2.0)
+        first.routes[route].gaps_of_stream(keeps_own=False).note(3, 0.0)
         first.routes[route].account(Outcome.COMPLETED, None, BUCKETS[0])
         first.routes[route].account(Outcome.REFUSED, "no_endpoint", 1e9)
     second = Metrics(Pools(), routes, memory=memory)
@@ -85,6 +87,8 @@ def test_a_successor_continues_in_the_memory() -> None:
     buckets = [1, *[0] * (len(BUCKETS) - 1), 1]
     assert tally.time_to_first_byte() == (buckets, BUCKETS[0] + 1e9)
     assert tally.refused("no_endpoint") == 1
+    assert (sum(tally.durations.read()[0]), tally.durations.read()[1]) == (1, 2.0)
+    assert (sum(tally.gaps.read()[0]), tally.gaps.read()[1]) == (2, 0.0)
 
 
 @dataclass(eq=False)

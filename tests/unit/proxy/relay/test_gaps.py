@@ -1,0 +1,32 @@
+"""The times between the events of a stream."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.relay.gaps import GAP_BOUNDS, EventGaps
+
+
+@pytest.mark.parametrize(
+    ("reads", "gaps"),
+    [
+        ([(1, 5.0)], []),
+        ([(3, 5.0)], [0.0, 0.0]),
+        ([(1, 5.0), (1, 5.5)], [0.5]),
+        ([(2, 5.0), (2, 5.001), (1, 105.0)], [0.0, 0.001, 0.0, 100.0]),
+    ],
+)
+def test_what_one_read_brought_came_at_once(
+    reads: list[tuple[int, float]], gaps: list[float]
+) -> None:
+    """`reads`: events, and when they came. The cells of the route and of the stream agree."""
+    cells = [0.0] * (len(GAP_BOUNDS) + 3)
+    counted = EventGaps(cells, 1, keeps_own=True)
+    for count, now in reads:
+        counted.note(count, now)
+    assert counted.own is not None
+    assert cells == [0.0, *counted.own]
+    assert counted.own[0] == pytest.approx(sum(gaps))
+    below = [sum(gap <= bound + 1e-9 for gap in gaps) for bound in GAP_BOUNDS]
+    assert [sum(counted.own[1 : 2 + number]) for number in range(len(GAP_BOUNDS))] == below
+    assert sum(counted.own[1:]) == len(gaps)
