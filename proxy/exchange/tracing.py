@@ -6,11 +6,13 @@ and no header but `User-Agent`.
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
 
 from interceptors import HookError, Outcome, Request
+from interceptors.operation import Operation
 
 from ..http.headers import find_header
 from ..telemetry import ExchangeSpan, FinishedSpan, context_in_message, message_with_context
@@ -65,9 +67,14 @@ def finish_span(
     ended: Ended,
 ) -> FinishedSpan:
     """A sampled span with everything that is known at the exchange's end."""
-    error_type, error = _error_of(progress, ended)
+    operation = None if progress.request is None else progress.request.operation
+    error_type, error = _error_of(operation, progress, ended)
     attributes = _http_attributes(request, route, ended.status)
     attributes |= _own_attributes(request, route, progress, ended.ending)
+    if operation is not None:
+        attributes |= _call_attributes(operation, progress)
+        if operation.streams and operation.first_token_at is not None:
+            span.add_event("first_token", operation.first_token_at)
     if error_type is not None:
         attributes["error.type"] = error_type
     if progress.first_read is not None:
@@ -77,11 +84,17 @@ def finish_span(
         attributes["weirpool.interceptor"] = interceptor
         if progress.answered_by is None:
             span.add_event("intercepted", ended.at, {"weirpool.interceptor": interceptor})
-    return FinishedSpan(span, _name_of(request, route), ended.at, attributes, error)
+    name = _name_of(request, route, operation)
+    return FinishedSpan(span, name, ended.at, attributes, error)
 
 
-def _name_of(request: ClientRequest, route: Route | None) -> str:
-    """Low cardinality: HTTP conventions, "Name"."""
+def _name_of(request: ClientRequest, route: Route | None, operation: Operation | None) -> str:
+    """As the conventions want it: of a call, or else of the request."""
+    if operation is not None:
+        about = operation.tool or operation.prompt or operation.request_model
+        name = operation.mcp_method or operation.name
+        if name is not None:
+            return name if about is None else f"{name} {about}"
     method = request.method if request.method in _METHODS else "HTTP"
     return method if route is None else f"{method} {route.name}"
 
@@ -130,7 +143,57 @@ def _own_attributes(
     return attributes
 
 
-def _error_of(progress: Progress, ended: Ended) -> tuple[str | None, str | None]:
+_CALL_ATTRIBUTES = (
+    ("gen_ai.operation.name", "name"),
+    ("gen_ai.request.model", "request_model"),
+    ("gen_ai.response.model", "response_model"),
+    ("gen_ai.response.id", "response_id"),
+    ("gen_ai.usage.input_tokens", "input_tokens"),
+    ("gen_ai.usage.output_tokens", "output_tokens"),
+    ("gen_ai.usage.cache_read.input_tokens", "cache_read_tokens"),
+    ("gen_ai.usage.cache_write.input_tokens", "cache_write_tokens"),
+    ("gen_ai.usage.reasoning.output_tokens", "reasoning_tokens"),
+    ("gen_ai.tool.name", "tool"),
+    ("gen_ai.prompt.name", "prompt"),
+    ("mcp.method.name", "mcp_method"),
+    ("mcp.protocol.version", "protocol_version"),
+    ("jsonrpc.request.id", "jsonrpc_id"),
+)
+
+
+def _call_attributes(operation: Operation, progress: Progress) -> dict[str, Any]:
+    """The call of a model or an MCP server."""
+    attributes: dict[str, Any] = {
+        name: value
+        for name, field in _CALL_ATTRIBUTES
+        if (value := getattr(operation, field)) is not None
+    }
+    if operation.mcp_method is None and operation.name is not None:
+        if operation.provider is not None:
+            attributes["gen_ai.provider.name"] = operation.provider
+        if operation.finish_reasons:
+            attributes["gen_ai.response.finish_reasons"] = list(operation.finish_reasons)
+        if operation.streams:
+            attributes["gen_ai.request.stream"] = True
+            if progress.first_byte_s is not None:
+                attributes["gen_ai.response.time_to_first_chunk"] = progress.first_byte_s
+    if operation.mcp_session is not None:
+        attributes["mcp.session.id"] = _digest(operation.mcp_session)
+    code = operation.error_type or ""
+    is_json_rpc = operation.mcp_method is not None and code != str(operation.status)
+    if is_json_rpc and code.lstrip("-").isdigit():
+        attributes["rpc.response.status_code"] = code
+    return attributes
+
+
+def _digest(session: str) -> str:
+    """Joins the spans of a session; the id itself is a credential."""
+    return blake2b(session.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+
+def _error_of(
+    operation: Operation | None, progress: Progress, ended: Ended
+) -> tuple[str | None, str | None]:
     """`error.type` and the status' text; None and None for success.
 
     A client that leaves is no error of the call. A response of 4xx is one: HTTP conventions,
@@ -138,9 +201,12 @@ def _error_of(progress: Progress, ended: Ended) -> tuple[str | None, str | None]
     """
     ending, status = ended.ending, ended.status
     failure, text = ending.failure, ""
+    answered = None if operation is None else operation.error_type
     if ending.outcome is Outcome.CLIENT_DISCONNECTED:
-        return None, None
-    kind = error_type_of(ending, status, progress)
+        # MCP clients leave as soon as they have the answer, which can be an error.
+        kind = None if answered == ending.outcome.value else answered
+        return kind, None if kind is None else text
+    kind = error_type_of(ending, status, progress) or answered
     if kind is None and status is not None and status >= 400:
         kind = str(status)
     if kind is None:

@@ -28,6 +28,7 @@ from interceptors import End, Interceptor, Response, StreamInterceptor
 
 class Answers(Interceptor):
     async def on_request(self, request):
+        request.log.info("asked")
         return Response(json={"trace_id": request.trace_id}, status=403)
 
 class _Ending(StreamInterceptor):
@@ -231,7 +232,7 @@ CASES = [
         "GET /fails",
         {"http.route": "/fails", "weirpool.upstream": "up", "http.response.status_code": 502, "weirpool.outcome": "intercepted", "weirpool.interceptor": "fails", "error.type": "interceptor_failed"},
         [("intercepted", {"weirpool.interceptor": "fails"})],
-        error="fails.on_request: ValueError at DIR/given.py:18, on_request",
+        error="fails.on_request: ValueError at DIR/given.py:19, on_request",
     ),
     Case(
         "/nowhere",
@@ -265,6 +266,8 @@ async def check(rig: Rig, case: Case) -> None:
             await client.rest(answer)
     if case.target == "/answers/json":
         assert json.loads(answer.body) == {"trace_id": TRACE}
+        (asked,) = await rig.process.event("asked")
+        assert asked["trace_id"] == TRACE
     line = await rig.line(path=case.path)
     span = await rig.collector.find(lambda span: span.span_id == line["span_id"])
     up = rig.upstream.url

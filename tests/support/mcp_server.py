@@ -17,6 +17,7 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver import Context, Elicit, Resolve, Sample
 from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
 from mcp_types import CreateMessageResult, JSONRPCMessage, SamplingMessage, TextContent
+from opentelemetry.trace import get_current_span
 from pydantic import BaseModel
 
 __all__ = ["McpServer", "open_mcp_server"]
@@ -42,6 +43,10 @@ class McpServer:
     """Calls of the tool `wait`, which continue until they are cancelled."""
     cancelled_at: list[float] = field(default_factory=list)
     """When those were."""
+    traced: list[str] = field(default_factory=list)
+    """The trace and the span that the tool `add` was called in: what a message's `_meta` names."""
+    traceparents: list[str] = field(default_factory=list)
+    """The header of each request that has one."""
 
 
 class _Events(EventStore):
@@ -81,6 +86,8 @@ def _make(seen: McpServer) -> MCPServer:
     @server.tool()
     async def add(a: int, b: int, context: Context) -> int:
         """Add two numbers; sends nothing before it is done."""
+        caller = get_current_span().get_span_context()
+        seen.traced.append(f"{caller.trace_id:032x}-{caller.span_id:016x}")
         return a + b
 
     @server.tool()
@@ -192,6 +199,8 @@ def _noting(app: Any, seen: McpServer) -> Any:
                     for name in (b"mcp-session-id", b"last-event-id", b"authorization")
                     if name in headers
                 ]
+                if b"traceparent" in headers:
+                    seen.traceparents.append(headers[b"traceparent"].decode())
                 accept = headers.get(b"accept", b"").decode()
                 seen.requests[
                     scope["method"], scope["path"], message["status"], accept, *named, *has
