@@ -109,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("usage", help="print the sums of the interceptor usage in the store")
     )
 
+    _add_tail(commands.add_parser("tail", help="show live streams of a running proxy"))
+
     demo = commands.add_parser(
         "demo", help="show a stream through the proxy, with an embedded upstream"
     )
@@ -156,6 +158,32 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         "--workers", metavar="N", type=_count, default=1, help="number of processes (default: 1)"
     )
     serve.set_defaults(run=_serve)
+
+
+def _add_tail(tail: argparse.ArgumentParser) -> None:
+    tail.add_argument(
+        "--url",
+        default="http://127.0.0.1:9000",
+        help="the admin port, or the proxy, with admin.prefix (default: http://127.0.0.1:9000)",
+    )
+    tail.add_argument(
+        "--token", help="admin.token of the configuration (default: $WEIRPOOL_ADMIN_TOKEN)"
+    )
+    tail.add_argument("--exchange", metavar="ID", help="one live stream: its id, or its request id")
+    tail.add_argument("--route", metavar="PREFIX", help="streams of this route")
+    tail.add_argument("--client", metavar="ADDRESS", help="streams of this client")
+    tail.add_argument("--model", metavar="NAME", help="answers of this model")
+    tail.add_argument("--text", help="streams in which an event contains this text")
+    tail.add_argument("--once", action="store_true", help="only the next stream; then exit")
+    tail.add_argument("--events", action="store_true", help="show every event")
+    tail.add_argument("--json", action="store_true", help="print every message as a line of JSON")
+    tail.add_argument(
+        "--tape",
+        metavar="FILE",
+        help="also write one stream to a new file that the interceptor replay plays; implies --events "
+        "and --once",
+    )
+    tail.set_defaults(run=_tail)
 
 
 def _add_usage(usage: argparse.ArgumentParser) -> None:
@@ -282,6 +310,19 @@ def _usage(arguments: argparse.Namespace) -> int:
         raise ConfigError(str(error)) from None
     print(run_usage(arguments.config, columns, since_s, arguments.format), end="")
     return 0
+
+
+def _tail(arguments: argparse.Namespace) -> int:
+    from .tail.run import TOKEN_VARIABLE, Asked, run_tail  # `serve` does not need it
+
+    names = ("exchange", "route", "client", "model", "text")
+    query = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
+    if arguments.once or arguments.tape:
+        query["once"] = "true"
+    if not (arguments.events or arguments.tape):
+        query["events"] = "false"
+    token = arguments.token or os.environ.get(TOKEN_VARIABLE)
+    return run_tail(Asked(arguments.url, token, query, arguments.json, arguments.tape))
 
 
 def _demo(arguments: argparse.Namespace) -> int:

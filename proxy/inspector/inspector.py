@@ -72,9 +72,9 @@ class Inspector:
             raise TooManyViews
         view = View(wanted)
         self.views.add(view)
-        if not wanted.once:
+        if not wanted.once or wanted.exchange is not None:
             for exchange in tuple(self._live()):
-                self._show(exchange, (view,))
+                self._show(exchange, (view,), joined=True)
         return view
 
     def close(self, view: View) -> None:
@@ -84,19 +84,19 @@ class Inspector:
 
     def begin(self, exchange: Inspected) -> None:
         """An exchange begins. Call it if there are `views`."""
-        self._show(exchange, [view for view in self.views if view.accepts])
+        self._show(exchange, [view for view in self.views if view.accepts], joined=False)
 
-    def _show(self, exchange: Inspected, views: Iterable[View]) -> None:
+    def _show(self, exchange: Inspected, views: Iterable[View], *, joined: bool) -> None:
         about: dict[str, Any] | None = None
         for view in views:
-            about = about or self._about(exchange)
+            about = about or self._about(exchange, {"joined": True} if joined else {})
             if view.wants(about):
                 if exchange.tap is None:
                     exchange.watch(Tap(exchange.started_at, partial(exchange.watch, None)))
                 assert exchange.tap is not None
                 ViewFeed(view, about, exchange.tap)
 
-    def _about(self, exchange: Inspected) -> dict[str, Any]:
+    def _about(self, exchange: Inspected, more: dict[str, Any]) -> dict[str, Any]:
         described = exchange.describe()
         return {
             "exchange": f"{self.worker}-{described['id']}",
@@ -104,4 +104,5 @@ class Inspector:
             **{name: described[name] for name in _SHOWN},
             "request_id": exchange.request_id,
             "dialect": exchange.dialect_name,
+            **more,
         }

@@ -120,6 +120,7 @@ class ViewFeed:
         self._decoder = Decoder(about["dialect"] or "", about["path"])
         self._state = _State.UNDECIDED
         self._pending: deque[bytes] = deque(maxlen=_MAX_PENDING + 1)
+        self._has_text = False
         self._arrived: tuple[bytes, ...] = ()
         view.feeds.add(self)
         view.keep(self, ("begin", about))
@@ -199,7 +200,8 @@ class ViewFeed:
                 parts += self._decoder.read(text, is_body=record.is_body)
         wanted = self._view.wanted
         if self._state is _State.UNDECIDED:
-            self._decide(wanted.decide(self._decoder.model, record.texts))
+            self._has_text = self._has_text or wanted.finds(record.texts)
+            self._decide(wanted.decide(self._decoder.model, has_text=self._has_text))
         return event_message(self._exchange, record, parts) if wanted.events else b""
 
     def _decide(self, matches: bool | None) -> None:

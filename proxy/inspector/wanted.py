@@ -49,16 +49,20 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             return False
         return self.client is None or self.client == about["client"]
 
-    def decide(self, model: str | None, texts: Iterable[bytes]) -> bool | None:
-        """Whether a stream matches, by an event of it and the model so far. None: a later event
-        decides.
+    def finds(self, texts: Iterable[bytes]) -> bool:
+        """Whether `text` is in one of these."""
+        if self.text is None:
+            return True
+        text = self.text.encode()
+        return any(text in item for item in texts)
+
+    def decide(self, model: str | None, *, has_text: bool) -> bool | None:
+        """Whether a stream matches, by the model so far, and whether an event had the text. None: a
+        later event decides.
         """
         if self.model is not None:
             if model is None:
                 return None
             if not model.startswith(self.model):
                 return False
-        if self.text is None:
-            return True
-        text = self.text.encode()
-        return True if any(text in item for item in texts) else None
+        return True if has_text else None
