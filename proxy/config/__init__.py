@@ -31,9 +31,11 @@ from .schema import (
     Timeouts,
     Upstream,
 )
+from .shown import FIXED, in_force, shown
 from .wiring import load_interceptors
 
 __all__ = [
+    "FIXED",
     "LEAST_SECRET",
     "PAGES",
     "Admin",
@@ -57,10 +59,12 @@ __all__ = [
     "Timeouts",
     "Upstream",
     "check_config",
+    "in_force",
     "load_config",
     "load_interceptors",
     "log_warnings",
     "mask_references",
     "parse_config",
+    "shown",
     "single_upstream",
 ]

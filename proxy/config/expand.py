@@ -15,7 +15,7 @@ from typing import Any
 
 from interceptors.values import Mistake, join
 
-__all__ = ["Expansion", "expand", "mask_references"]
+__all__ = ["Expansion", "expand", "is_from_reference", "mask_references"]
 
 _MAX_FILE = 1 << 20
 _FORMS = "write ${VAR}, ${VAR:-default} or ${file:PATH}, and $${ for a literal ${"
@@ -25,6 +25,15 @@ _STOP = re.compile(r"\$\$\{|\$\{|\}")
 
 _given: dict[str, str] = {}
 """The values of all references of this process, which include secrets, with their references."""
+
+
+_given_at: dict[str, set[str]] = {}
+"""The values of references of this process by their path, of every configuration that it has read."""
+
+
+def is_from_reference(text: str, path: str) -> bool:
+    """Whether a value at a path has the value of a reference in it."""
+    return any(value in text for value in _given_at.get(path, ()))
 
 
 def mask_references(text: str) -> str:
@@ -156,6 +165,7 @@ class _Text:
             written = self._text[start : self._at]
             self._expansion.values.setdefault(self._path, []).append((value, written))
             _given[value] = written
+            _given_at.setdefault(self._path, set()).add(value)
         return value
 
     def _read(self, name: str) -> str:

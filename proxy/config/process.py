@@ -23,7 +23,17 @@ from .fields import (
 
 __all__ = ["PAGES", "Admin", "Drain", "Log", "Reporting", "Store", "Telemetry"]
 
-PAGES = ("/metrics", "/healthz", "/readyz", "/status", "/status/stream")
+PAGES = (
+    "/metrics",
+    "/healthz",
+    "/readyz",
+    "/status",
+    "/status/stream",
+    "/dashboard",
+    "/dashboard/dashboard.css",
+    "/dashboard/dashboard.js",
+    "/dashboard/icon.svg",
+)
 """The paths of the admin pages, after `admin.prefix`."""
 INSPECT_PAGES = ("/inspect", "/inspect/stream", "/inspect/inspect.css", "/inspect/inspect.js")
 """Those that `admin.inspect` adds."""
@@ -76,7 +86,7 @@ class Store(Settings, frozen=True):
 
 
 class Admin(Settings, frozen=True):
-    """The pages `/metrics`, `/healthz`, `/readyz`, `/status` and `/status/stream`."""
+    """The pages `/dashboard`, `/status`, `/status/stream`, `/metrics`, `/healthz` and `/readyz`."""
 
     prefix: Annotated[
         str,
@@ -112,8 +122,9 @@ class Admin(Settings, frozen=True):
         ]
         | None
     ) = None
-    """The bearer token that `/status`, `/status/stream` and `/inspect/stream` require. null: none.
-    `/metrics`, `/healthz` and `/readyz` never require it.
+    """The bearer token that `/status`, `/status/stream` and `/inspect/stream` require, and that
+    `/dashboard` and `/inspect` ask for. null: none. `/metrics`, `/healthz` and `/readyz` never
+    require it.
     """
     inspect: bool = False
     """Whether `/inspect` shows the events of live streams, which are content: see docs/inspector.md.

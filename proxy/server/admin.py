@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from hmac import compare_digest
 from typing import Any, NamedTuple
 
+import msgspec
 import trio
 from hypercorn.trio import serve as hypercorn_serve
 from quart import Response, request
@@ -23,6 +24,7 @@ from ..downstream import Scope, raw_target
 from ..errors import RequestRefused
 from ..http import Host, HostList, read_target, request_host
 from ..http.headers import refuse_two_lengths
+from .dashboard import add_dashboard
 from .listen import bind_socket, hypercorn_config
 from .pages import Pages
 from .watching import MOST_WATCHERS
@@ -198,7 +200,13 @@ def add_pages(app: QuartTrio, pages: Pages, admin: Admin) -> None:
         refused = refuse_without(admin.token)
         if refused is not None:
             return refused
-        return Response(await pages.status_json(), content_type="application/json", headers=_FRESH)
+        state = {**await pages.status(), "configuration": pages.configuration()}
+        text = msgspec.json.encode(state)
+        return Response(text, content_type="application/json", headers=_FRESH)
+
+    add_dashboard(
+        app, prefix, pages.status, pages.configuration, needs_token=admin.token is not None
+    )
 
     @app.get(f"{prefix}/status/stream")
     async def status_stream() -> Response:

@@ -42,6 +42,7 @@ from ..worker.siblings import Group
 from ..worker.stderr import take_over_stderr
 from ..worker.worker import Worker
 from .admin import add_pages, bind_admin, own_page, page_paths, serve_admin
+from .dashboard import TEMPLATES
 from .inspector_pages import add_inspector
 from .listen import name_of
 from .pages import Pages
@@ -128,7 +129,7 @@ def create_app(
         log_random_secret(config, 1)
     contain_connections()
     worker = Worker(config, group, index)
-    app = Weirpool("proxy", static_folder=None)
+    app = Weirpool("proxy", static_folder=None, template_folder=TEMPLATES)
     app.worker = worker
     app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = (
         LEAVE_S + 2

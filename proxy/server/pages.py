@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import trio
 
+from ..config import Config, in_force, shown
 from ..worker.counters import State
 from ..worker.families import Family, Sample, decode, encode, labelled, merge, render
 from ..worker.metrics import families_in
@@ -43,6 +44,8 @@ class Pages:
         self._metrics = _Asking(worker, "metrics", decode)
         self._status = _Asking(worker, "status", decode_part)
         self._version = read_version()
+        self._started_with = worker.config
+        self._shown: tuple[Config, dict[str, Any]] | None = None
         admin = worker.config.admin
         private = admin.port is not None
         self._shows_details = private or admin.token is not None
@@ -127,6 +130,15 @@ class Pages:
     async def status_json(self) -> bytes:
         """As `status`, encoded."""
         return msgspec.json.encode(await self.status())
+
+    def configuration(self) -> dict[str, Any] | None:
+        """The configuration in force without credentials; None where everybody could read it."""
+        if not self._shows_details:
+            return None
+        config = in_force(self._started_with, self._worker.config)
+        if self._shown is None or self._shown[0] is not self._worker.config:
+            self._shown = self._worker.config, shown(config)
+        return self._shown[1]
 
 
 def _without(part: Part, keys: Collection[str]) -> Part:

@@ -14,22 +14,12 @@ import msgspec
 import structlog
 import trio
 
-from ..config import Config, check_config, log_warnings
+from ..config import FIXED, Config, check_config, log_warnings
 from ..errors import ConfigError
 from ..worker.reloads import Notice, Reload, failed
 from ..worker.worker import Worker
 
 __all__ = ["changed_paths", "check_reload", "reload_worker"]
-
-FIXED = (
-    "reverse_proxy.buffer_pools",
-    "reverse_proxy.leak_detection",
-    "reporting",
-    "admin",
-    "log",
-    "store",
-)
-"""Settings that need a new process."""
 
 _NO_FILE = "no configuration file to read again: the process was started with --upstream"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -16,18 +15,11 @@ from typing import Any
 
 import pytest
 import trio
+from support.browser import FLAGS, find_browser
 from support.interceptors import Serve, on_event, on_event_async
-from support.required import lacking
-from support.tables import words
 from support.upstream import Peer
 
 from interceptors import Event, EventResult, Interceptor
-
-FLAGS = words("""
-    --headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-breakpad
-    --disable-quic --no-proxy-server --disable-background-networking --disable-component-update
-    --disable-sync --disable-default-apps --disable-extensions --password-store=basic
-""")
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>EventSource</title><script>
 const received = {};
@@ -207,8 +199,7 @@ STREAMS = {
 @pytest.fixture
 def chromium() -> str:
     """The browser's path."""
-    found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
-    return next(found, None) or lacking("Chromium", "WEIRPOOL_REQUIRE_CHROMIUM")
+    return find_browser()
 
 
 @pytest.mark.parametrize(
