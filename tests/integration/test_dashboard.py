@@ -245,6 +245,9 @@ async def test_the_page_has_its_numbers_without_a_script_and_may_load_nothing_el
         (policy,) = answer.all("content-security-policy")
         assert b"default-src 'none'" in policy
         assert b"unsafe" not in policy
+        assert answer.all("x-frame-options") == [b"DENY"]
+        assert answer.all("referrer-policy") == [b"no-referrer"]
+        assert answer.all("cross-origin-resource-policy") == [b"same-origin"]
         html = answer.body.decode()
         texts = Texts()
         texts.feed(html)

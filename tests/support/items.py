@@ -48,7 +48,18 @@ _WORDS = frozenset(
     )
 )  # fmt: skip
 _NO_HEADERS = frozenset(
-    ("latin-1", "log-writer", "new-interceptor", "new-key", "no-cache", "no-store", "utf-8", "path")
+    (
+        "latin-1",
+        "log-writer",
+        "new-interceptor",
+        "new-key",
+        "no-cache",
+        "no-referrer",
+        "no-store",
+        "same-origin",
+        "utf-8",
+        "path",
+    )
 )
 """Text in the code that only looks like a header's name."""
 

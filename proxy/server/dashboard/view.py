@@ -86,7 +86,7 @@ FIGURES = [
     ),
     Figure("bytes", "To clients", "rates.bytes", "byterate", "bytes", "body bytes in a second"),
     Figure(
-        "first-byte-p50",
+        "first_byte_p50",
         "First byte p50",
         "times.first_byte.p50",
         "seconds",
@@ -94,7 +94,7 @@ FIGURES = [
         "half of the responses of the last minute began within this time",
     ),
     Figure(
-        "first-byte-p95",
+        "first_byte_p95",
         "First byte p95",
         "times.first_byte.p95",
         "seconds",
@@ -102,7 +102,7 @@ FIGURES = [
         "95 of 100 responses of the last minute began within this time",
     ),
     Figure(
-        "first-byte-p99",
+        "first_byte_p99",
         "First byte p99",
         "times.first_byte.p99",
         "seconds",
@@ -115,7 +115,7 @@ _POOLS = ("sse_event", "http_response", "json")
 CHARTS = [
     *(
         Chart(
-            f"pool-{pool}",
+            f"pool_{pool}",
             f"Pool {pool}: buffers",
             "count",
             [("in use", f"pools.{pool}.in_use"), ("idle", f"pools.{pool}.idle")],
@@ -123,13 +123,13 @@ CHARTS = [
         for pool in _POOLS
     ),
     Chart(
-        "pool-reuse",
+        "pool_reuse",
         "Pools: reuse rate",
         "percent",
         [(pool, f"pools.{pool}.reuse_rate") for pool in _POOLS],
     ),
     Chart(
-        "pool-discards",
+        "pool_discards",
         "Pools: discards",
         "count",
         [(pool, f"pools.{pool}.discards") for pool in _POOLS],
