@@ -34,7 +34,7 @@ from ..downstream import (
 from ..errors import ConfigError, Problem
 from ..exchange.exchange import Exchange
 from ..hub import Hub
-from ..telemetry import open_tracing
+from ..telemetry import FLUSH_S, open_tracing
 from ..worker.generations import LEAVE_S
 from ..worker.logs import configure_logging, flush_log
 from ..worker.secret import log_random_secret
@@ -132,7 +132,7 @@ def create_app(
     app = Weirpool("proxy", static_folder=None, template_folder=TEMPLATES)
     app.worker = worker
     app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = (
-        LEAVE_S + 2
+        LEAVE_S + FLUSH_S + 2
     )  # Quart-Trio then cancels the lifespan's tasks
     app.pages = page_paths(config.admin) if config.admin.port is None else frozenset()
     pages = Pages(worker)

@@ -11,9 +11,10 @@
 from .context import TRACE_FIELDS, TraceContext, read_context
 from .meta import context_in_message, message_with_context
 from .span import Attributes, ExchangeSpan, FinishedSpan
-from .tracing import Tracing, open_tracing
+from .tracing import FLUSH_S, Tracing, open_tracing
 
 __all__ = [
+    "FLUSH_S",
     "TRACE_FIELDS",
     "Attributes",
     "ExchangeSpan",
