@@ -27,8 +27,9 @@ from ..server.listen import Tls
 from ..server.local_store import LocalStore
 from ..server.notify import Reports, find_notifier
 from ..server.reload import check_reload
-from ..server.serve import START_FAILED, Serving, hold_reloads, run_server, time_to_end_s
+from ..server.serve import START_FAILED, Serving, hold_signals, run_server, time_to_end_s
 from ..server.supervisor import run_workers
+from ..worker.log_level import CurrentLevel
 from ..worker.logs import configure_logging
 from ..worker.secret import log_random_secret, new_random_secret
 from ..worker.siblings import open_group
@@ -204,7 +205,7 @@ def _add_usage(usage: argparse.ArgumentParser) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    hold_reloads()
+    hold_signals()
     warnings: Sequence[Problem] = ()
     if arguments.upstream:
         config = single_upstream(arguments.upstream)
@@ -244,11 +245,14 @@ def _serve(arguments: argparse.Namespace) -> int:
     if notifier is not None:
         reports = Reports(notifier, group.memories, time_to_end_s(config))
 
+    level = CurrentLevel(group.memories, group.memories[0], config.log.level)
+
     def reload() -> bool:
         nonlocal config
         new = check_reload(arguments.config, group.notice)
         if new is not None:  # a later worker uses the same store as the others
             config = msgspec.structs.replace(new, store=config.store)
+            level.configure(config.log.level)
             if reports is not None:
                 reports.stop_s = time_to_end_s(config)
         return new is not None
@@ -257,6 +261,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         lambda index, fd: run_server(config, serving, index, fd),
         reload,
         group.memories,
+        level,
         store,
         reports,
     )

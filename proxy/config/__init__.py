@@ -7,6 +7,7 @@ silently ignored.
 """
 
 from .expand import mask_references
+from .fields import LogLevel
 from .load import Checked, check_config, load_config, log_warnings, parse_config, single_upstream
 from .process import PAGES
 from .schema import (
@@ -50,6 +51,7 @@ __all__ = [
     "InterceptorEntry",
     "Limits",
     "Log",
+    "LogLevel",
     "Reconnect",
     "Reporting",
     "Retry",

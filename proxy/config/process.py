@@ -29,6 +29,7 @@ PAGES = (
     "/readyz",
     "/status",
     "/status/stream",
+    "/log-level",
     "/dashboard",
     "/dashboard/dashboard.css",
     "/dashboard/dashboard.js",
@@ -122,9 +123,9 @@ class Admin(Settings, frozen=True):
         ]
         | None
     ) = None
-    """The bearer token that `/status`, `/status/stream` and `/inspect/stream` require, and that
-    `/dashboard` and `/inspect` ask for. null: none. `/metrics`, `/healthz` and `/readyz` never
-    require it.
+    """The bearer token that `/status`, `/status/stream`, `/inspect/stream` and `/log-level` require,
+    and that `/dashboard` and `/inspect` ask for. null: none. `/metrics`, `/healthz` and `/readyz`
+    never require it.
     """
     inspect: bool = False
     """Whether `/inspect` shows the events of live streams, which are content: see docs/inspector.md.

@@ -25,7 +25,6 @@ FIXED = (
     "reverse_proxy.leak_detection",
     "reporting",
     "admin",
-    "log",
     "store",
 )
 """Settings that need a new process."""

@@ -44,6 +44,7 @@ from ..worker.worker import Worker
 from .admin import add_pages, bind_admin, own_page, page_paths, serve_admin
 from .dashboard import TEMPLATES
 from .inspector_pages import add_inspector
+from .level_page import add_level_page
 from .listen import name_of
 from .pages import Pages
 
@@ -137,6 +138,7 @@ def create_app(
     app.pages = page_paths(config.admin) if config.admin.port is None else frozenset()
     pages = Pages(worker)
     add_pages(app, pages, config.admin)
+    add_level_page(app, worker.log_level, config.admin)
     if pages.inspecting is not None:
         add_inspector(app, pages.inspecting, config.admin)
 

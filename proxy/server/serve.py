@@ -3,7 +3,7 @@
 Hypercorn serves. This module adds what Hypercorn does not report to an app: on SIGTERM or SIGINT
 the worker reports that it is not ready, waits `drain.delay`, closes its listeners, gives live
 streams `drain.timeout`, and ends regardless of its clients. A second signal, at least a second
-later, ends it at once. SIGHUP reloads the configuration.
+later, ends it at once. SIGHUP reloads the configuration, SIGUSR1 switches the log to debug and back.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ from .reload import reload_worker
 
 __all__ = [
     "FIRST_REQUEST_S",
+    "HELD",
     "LAST_WORDS_S",
     "START_FAILED",
     "Serving",
     "bind_sockets",
-    "hold_reloads",
+    "hold_signals",
     "run_server",
     "serve_app",
     "time_to_end_s",
@@ -66,6 +67,8 @@ START_FAILED = 3
 """Exit status of a process that could not start to serve; its `start_failed` line has the reason.
 """
 
+HELD = (signal.SIGHUP, signal.SIGUSR1)
+"""Signals that must not end a process before it handles them."""
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _SAME_SIGNAL_S = 1.0
 _POLL_S = 0.01
@@ -97,9 +100,9 @@ def time_to_end_s(config: Config) -> float:
     return drain.delay + FIRST_REQUEST_S + drain.timeout + 2 * LAST_WORDS_S + LEAVE_S
 
 
-def hold_reloads() -> None:
-    """Block SIGHUP until `run_server` handles it: by default it ends the process."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+def hold_signals() -> None:
+    """Block SIGHUP and SIGUSR1 until `run_server` handles them: by default they end the process."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
 
 
 def run_server(
@@ -213,7 +216,7 @@ async def _serve_until_signal(app: Weirpool, serving: Serving, parent_alive_fd: 
             )
             nursery.start_soon(keep_reporting, reports, app.worker.memory)
             nursery.start_soon(_report_stop, reports, shutdown)
-        await nursery.start(_watch_signals, shutdown, reloads)
+        await nursery.start(_watch_signals, shutdown, reloads, app.worker)
         if parent_alive_fd is not None:
             nursery.start_soon(_watch_parent, parent_alive_fd, shutdown)
         async with trio.open_nursery() as starting:
@@ -258,16 +261,20 @@ class _Reloads:
 async def _watch_signals(
     shutdown: trio.Event,
     reloads: _Reloads,
+    worker: Worker,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     first_at = float("-inf")
-    with trio.open_signal_receiver(*_ENDING, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(*_ENDING, *HELD) as signals:
         task_status.started()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])  # see `hold_reloads`
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)  # see `hold_signals`
         try:
             async for number in signals:
                 if number == signal.SIGHUP:
                     reloads.want()
+                elif number == signal.SIGUSR1:
+                    if worker.siblings is None:  # otherwise the supervisor does it for all
+                        worker.log_level.switch()
                 elif not shutdown.is_set():
                     first_at = trio.current_time()
                     shutdown.set()
@@ -279,7 +286,7 @@ async def _watch_signals(
         finally:
             # Trio restores the default action, and a second signal would end the process before it
             # has written its last log lines.
-            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+            signal.pthread_sigmask(signal.SIG_BLOCK, (*_ENDING, *HELD))
 
 
 async def _report_stop(reports: Reports, shutdown: trio.Event) -> None:

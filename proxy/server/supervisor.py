@@ -18,23 +18,25 @@ from contextlib import suppress
 import structlog
 
 from ..worker.counters import CounterMemory
+from ..worker.log_level import CurrentLevel
 from ..worker.logs import flush_log
 from .local_store import LocalStore
 from .notify import Reports
-from .serve import START_FAILED
+from .serve import HELD, START_FAILED
 
 __all__ = ["run_workers"]
 
 _LEAST_LIFE_S = 1.0
 _STORE = -1  # in the place of a worker's index
 _ENDING = (signal.SIGTERM, signal.SIGINT)
-_HANDLED = (*_ENDING, signal.SIGHUP, signal.SIGCHLD)
+_HANDLED = (*_ENDING, *HELD, signal.SIGCHLD)
 
 
 def run_workers(
     run: Callable[[int, int], int],
     reload: Callable[[], bool],
     memories: Sequence[CounterMemory],
+    level: CurrentLevel,
     store: LocalStore | None = None,
     reports: Reports | None = None,
 ) -> int:
@@ -45,9 +47,10 @@ def run_workers(
     Returns 0 if every worker ended well after the signal. A dead worker is replaced, at most once a
     second for each index. If one of the first workers cannot start to serve (`START_FAILED`), all
     end, and that status is returned. `store`: a server that starts before them, is replaced in the
-    same way, and ends after them. `reports`: to the service manager.
+    same way, and ends after them. `reports`: to the service manager. `level`: of the log, which
+    SIGUSR1 switches for all.
     """
-    return _Supervisor(run, reload, memories, store, reports).run()
+    return _Supervisor(run, reload, memories, level, store, reports).run()
 
 
 class _Supervisor:
@@ -56,9 +59,11 @@ class _Supervisor:
         run: Callable[[int, int], int],
         reload: Callable[[], bool],
         memories: Sequence[CounterMemory],
+        level: CurrentLevel,
         store: LocalStore | None,
         reports: Reports | None,
     ) -> None:
+        self._level = level
         self._store = store
         self._reports = reports
         self._run = run
@@ -114,6 +119,8 @@ class _Supervisor:
                 self._stop(number)
             elif number == signal.SIGHUP and not self._stopping:
                 self._reload_workers()
+            elif number == signal.SIGUSR1:
+                self._level.switch()
         self._reap()
 
     def _reload_workers(self) -> None:
@@ -183,8 +190,8 @@ class _Supervisor:
                     number,
                     signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL,
                 )
-            # All but SIGHUP, which waits until the worker handles it.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_HANDLED} - {signal.SIGHUP})
+            # All but those that wait until the worker handles them.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_HANDLED}.difference(HELD))
             status = self._run(index, self._read_end)
         except BaseException:
             self._log.critical("process_failed", exc_info=True)

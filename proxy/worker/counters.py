@@ -22,7 +22,7 @@ __all__ = ["FIRST_FREE", "HEADER_CELLS", "Cells", "CounterMemory", "State"]
 
 Cells = MutableSequence[float]
 
-FIRST_FREE = 9
+FIRST_FREE = 10
 """The first cell of the header that is not used here."""
 HEADER_CELLS = 32
 
@@ -30,6 +30,7 @@ _MOST_ROUTES = 2048
 _NAMES_BYTES = 1 << 18
 # The header; _SIZE has two cells.
 _ROUTES, _STOPPING, _TURN, _SIZE, _STATE, _SEEN_AT, _ADMITTED, _RELOADED_AT = 0, 1, 2, 3, 5, 6, 7, 8
+_LOG_LEVEL = 9
 
 
 class State(IntEnum):
@@ -125,6 +126,15 @@ class CounterMemory:
     @reloaded_at.setter
     def reloaded_at(self, at: float) -> None:
         self.cells[_RELOADED_AT] = at
+
+    @property
+    def log_level(self) -> int:
+        """The changed level of the log: see `log_level`. Any process of the group writes it."""
+        return int(self.cells[_LOG_LEVEL])
+
+    @log_level.setter
+    def log_level(self, number: int) -> None:
+        self.cells[_LOG_LEVEL] = number
 
     @property
     def admitted(self) -> int:

@@ -24,6 +24,8 @@ from .counters import State
 from .generations import Generations
 from .history import History
 from .live import LiveExchange
+from .log_level import CurrentLevel
+from .logs import configure_logging
 from .metrics import Metrics
 from .reloads import Reloads
 from .routes import Route, RouteTable
@@ -82,6 +84,9 @@ class Worker:
         self.started_at = time.time()
         self.history = History(self.pools, self.metrics.routes)
         """What has happened in the last minutes."""
+        self.log_level = CurrentLevel(self.memories, self.memory, config.log.level)
+        """The level of the log; other workers and the supervisor can change it, too."""
+        self.log_level.follow()
         self.via = Via(new_pseudonym())
         """This instance in the `Via` header. `weirpool serve` gives all of its workers the same."""
         self.hub: Hub | None = None
@@ -136,10 +141,14 @@ class Worker:
         """Apply `config` to new exchanges. Raises `ConfigError`, and then nothing has changed."""
         if self.draining or not self.ready:
             raise ConfigError("this worker is ending, and begins no new configuration")
+        before = self.config
         new = await self.generations.replace(config, self.metrics.check)
         self.metrics.add_routes([route.name for route in new.routes.routes])
         self.metrics.add_interceptors(new.routes.interceptors())
         bound_connections(config)
+        if config.log.format != before.log.format:
+            configure_logging(config.log.format, config.log.level)
+        self.log_level.configure(config.log.level)
 
     def enter(self, exchange: LiveExchange) -> None:
         """Register an exchange. A refused one is tracked until answered but does not count against
@@ -222,6 +231,7 @@ class Worker:
         """
         while True:
             self.memory.seen()
+            self.log_level.follow()
             began = time.perf_counter()
             if self._unpublished:
                 self._unpublished = bool(self.live)

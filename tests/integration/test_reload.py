@@ -132,11 +132,11 @@ async def test_only_new_exchanges_see_a_reload(tmp_path: Path) -> None:
         answer = await live.head()
         await live.read_until(answer, b"\n\n")
 
-        place.write("new", rest="log: {level: debug}")
+        place.write("new", rest="reporting: {interval: 9}")
         line = await reload(process)
         assert line["ok"] is True
         assert line["changed"] == ["interceptors[0].options.mark"]
-        assert line["needs_restart"] == ["log.level"]
+        assert line["needs_restart"] == ["reporting.interval"]
         assert (await fetch(port)).body == b"data: 1 new\n\ndata: 2 new\n\n"
         assert place.notes == ["old entered", "new entered"]
 
