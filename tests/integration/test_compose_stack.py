@@ -4,6 +4,7 @@ front of two instances with a shared store, scraped by Prometheus. Only addresse
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -17,13 +18,18 @@ import trio
 import yaml
 from support.client import fetch, open_client
 from support.process import ROOT, WEIRPOOL, free_port, running
-from support.prometheus import open_prometheus
+from support.prometheus import Prometheus, open_prometheus
 from support.required import lacking
 from support.store_server import StoreServer
 from support.upstream import Peer, open_upstream
 
 DEPLOY = ROOT / "deploy"
-EVENTS = [b'data: {"n": %d}\n\n' % number for number in range(3)]
+EVENTS = [
+    b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"Good "},"finish_reason":null}]}\n\n',
+    b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"day."},"finish_reason":"stop"}]}\n\n',
+    b'data: {"model":"m","choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2}}\n\n',
+]
+BODY = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"Good day."}]}'
 
 
 def compose() -> dict[str, Any]:
@@ -72,7 +78,7 @@ async def haproxy(file: Path, port: int) -> AsyncIterator[None]:
 
 
 async def upstream(peer: Peer) -> None:
-    """`/v1/live`: an event, and no end; else a stream of three events."""
+    """`/v1/live`: an event, and no end; else a whole answer of a model."""
     while True:
         request = await peer.request()
         await peer.start_stream()
@@ -83,6 +89,33 @@ async def upstream(peer: Peer) -> None:
         for event in EVENTS:
             await peer.chunk(event)
         await peer.end()
+
+
+async def panels_without_data(prometheus: Prometheus) -> set[str]:
+    """Evaluate the panels as Grafana would. What has data has the labels of its legend."""
+    dashboard = json.loads((DEPLOY / "grafana/weirpool.json").read_text())
+    empty = set()
+    for panel in dashboard["panels"]:
+        found = []
+        for target in panel.get("targets", ()):
+            text = target["expr"].replace("$__rate_interval", "15s")
+            text = text.replace("$instance", ".*").replace("$route", ".*")
+            result = (await prometheus.ask("query", query=text))["result"]
+            found += result
+            for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
+                shown = [item for item in result if label in item["metric"]]
+                assert shown or not result, (panel["title"], label)
+        if not found and panel["type"] != "row":
+            empty.add(panel["title"])
+    return empty
+
+
+WITHOUT_DATA = {
+    *("Failed calls", "Failed MCP calls", "MCP calls by method", "MCP calls by tool, p95"),
+    *("Spent", "Refused and over"),
+    *("CPU", "Memory", "Open files", "Workers"),
+}
+"""Panels about what does not happen here."""
 
 
 async def test_a_client_streams_through_haproxy_over_both_and_they_share_a_limit(
@@ -138,12 +171,17 @@ async def test_a_client_streams_through_haproxy_over_both_and_they_share_a_limit
                 await trio.sleep(0.2)
             assert await prometheus.values('up{job="weirpool"}') == [1, 1]
 
-            answers = [await fetch(front, "/v1/chat", headers=[("Host", "a")]) for _ in range(60)]
+            answers = [
+                await fetch(front, "/v1/chat/completions", method="POST", body=BODY)
+                for _ in range(60)
+            ]
             passed = [answer for answer in answers if answer.status == 200]
             assert {answer.body for answer in passed} == {b"".join(EVENTS)}
             assert {answer.status for answer in answers} == {200, 429}
             burst, per_s = 20, 1
             most = burst + math.ceil((trio.current_time() - began) * per_s)
             assert burst <= len(passed) + len(live) <= most
+            while await panels_without_data(prometheus) != WITHOUT_DATA:
+                await trio.sleep(0.5)
             for client in live:
                 await client.aclose()
