@@ -192,8 +192,10 @@ def add_pages(app: QuartTrio, pages: Pages, admin: Admin) -> None:
 
     @app.get(f"{prefix}/metrics")
     async def metrics() -> Response:
-        text = await pages.metrics(by_worker=request.args.get("by") == "worker")
-        return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
+        accept = ",".join(request.headers.getlist("accept"))
+        by_worker = request.args.get("by") == "worker"
+        text, content_type = await pages.metrics(accept, by_worker=by_worker)
+        return Response(text, content_type=content_type)
 
     @app.get(f"{prefix}/status")
     async def status() -> Response:

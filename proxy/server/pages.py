@@ -75,14 +75,15 @@ class Pages:
         lines = [f"worker {index}: {problem}" for index, problem in problems.items()]
         return "\n".join(["ok", *lines, ""])
 
-    async def metrics(self, *, by_worker: bool) -> bytes:
-        """The Prometheus text format. `by_worker`: with the label `worker`, and nothing added up.
+    async def metrics(self, accept: str, *, by_worker: bool) -> tuple[bytes, str]:
+        """The metrics in the text format that an `Accept` header asks for, and its content type.
+        `by_worker`: with the label `worker`, and nothing added up.
 
         Waits for the other workers, at most `siblings.PART_S`.
         """
         worker = self._worker
         if worker.siblings is None and not by_worker:
-            return worker.metrics.render()
+            return worker.metrics.render(accept)
         answers = {**await self._metrics.parts(), worker.index: worker.metrics.families()}
         up = Family("weirpool_worker_up", "1: answers; 0: does not.", "gauge", "", "", [])
         parts = [[up]]
@@ -90,7 +91,7 @@ class Pages:
             up.samples.append(Sample(up.name, {"worker": str(index)}, float(index in answers)))
             part = answers.get(index) or families_in(memory)
             parts.append(labelled(part, "worker", str(index)) if by_worker else part)
-        return render(merge(parts))
+        return render(merge(parts), accept)
 
     async def status(self) -> dict[str, Any]:
         """The JSON of `/status`, as docs/monitoring.md describes it.

@@ -155,6 +155,7 @@ class _Supervisor:
             self._worst = code
             self._stop(signal.SIGTERM)
             return
+        self._memories[index].count_death()
         self._log.error("worker_died", pid=pid, exit_status=code)
         self._replaced.add(index)
         self._due[index] = max(time.monotonic(), started_at + _LEAST_LIFE_S)

@@ -19,15 +19,10 @@ from prometheus_client.registry import Collector
 
 from interceptors import Outcome
 from interceptors.hooks import HOOK_BOUNDS, Owner
-from pools import Pools
 
-from ..downstream import WRITERS, client_connections
 from ..upstream import Balancer
-from .counters import FIRST_FREE, CounterMemory
 from .families import Family, as_metrics, counters_of, families_of, labelled, merge
 from .histograms import add_histogram
-from .logs import dropped_lines
-from .reloads import Reloads
 from .tally import ACTIONS, DIRECTIONS, REFUSALS, RouteTally
 
 __all__ = [
@@ -37,15 +32,9 @@ __all__ = [
     "InterceptedCollector",
     "InterceptorCollector",
     "InterceptorTotals",
-    "PoolCollector",
-    "ProcessCollector",
-    "ReloadCollector",
     "RouteCollector",
-    "WriterCounts",
     "collected",
 ]
-
-_WRITERS = {writer: FIRST_FREE + number for number, writer in enumerate(WRITERS)}
 
 Collectors = Sequence[tuple[Owner, Collector]]
 """Metrics of interceptors with their owners."""
@@ -61,44 +50,6 @@ class InterceptorTotals(NamedTuple):
     waited: float
     unread_parts: int
     calls: tuple[int, ...] = (0,) * (len(HOOK_BOUNDS) + 1)
-
-
-class PoolCollector(Collector):
-    def __init__(self, pools: Pools) -> None:
-        self._pools = pools
-
-    def collect(self) -> Iterator[Metric]:
-        all_stats = self._pools.statistics()
-        gauges = (
-            ("buffer_pool_reuse_rate", "Reuses as a share of all leases.", "reuse_rate"),
-            ("buffer_pool_current_size", "Idle buffers.", "current_size"),
-            ("buffer_pool_in_use", "Buffers on loan.", "in_use"),
-            ("buffer_pool_high_water", "The most buffers that were on loan at once.", "high_water"),
-        )
-        counters = (
-            ("buffer_pool_allocations", "Leases that made a new buffer.", "allocations"),
-            ("buffer_pool_reuses", "Leases that took an idle buffer.", "reuses"),
-            ("buffer_pool_leaks", "Leases that were lost.", "leaks"),
-        )
-        for name, text, attribute in gauges:
-            gauge = GaugeMetricFamily(name, text, labels=["pool"])
-            for stats in all_stats:
-                gauge.add_metric([stats.pool], getattr(stats, attribute))
-            yield gauge
-        for name, text, attribute in counters:
-            counter = CounterMetricFamily(name, text, labels=["pool"])
-            for stats in all_stats:
-                counter.add_metric([stats.pool], getattr(stats, attribute))
-            yield counter
-        discards = CounterMetricFamily(
-            "buffer_pool_discards",
-            "Buffers that came back and were not kept.",
-            labels=["pool", "reason"],
-        )
-        for stats in all_stats:
-            for reason in ("oversize", "full", "exported"):
-                discards.add_metric([stats.pool, reason], getattr(stats, f"discards_{reason}"))
-        yield discards
 
 
 class InterceptorCollector(Collector):
@@ -225,77 +176,6 @@ class EndpointCollector(Collector):
         yield waiting
 
 
-class ProcessCollector(Collector):
-    def __init__(self, streams_limit: Callable[[], float]) -> None:
-        self._streams_limit = streams_limit
-
-    def collect(self) -> Iterator[Metric]:
-        yield CounterMetricFamily(
-            "weirpool_log_lines_dropped",
-            "Log lines that could not be written in time.",
-            value=dropped_lines(),
-        )
-        yield GaugeMetricFamily(
-            "weirpool_client_connections",
-            "Open connections of clients.",
-            value=len(client_connections),
-        )
-        yield GaugeMetricFamily(
-            "weirpool_client_connections_limit",
-            "As many may be open at once.",
-            value=client_connections.limit,
-        )
-        yield GaugeMetricFamily(
-            "weirpool_streams_limit",
-            "As many exchanges may be under way at once.",
-            value=self._streams_limit(),
-        )
-        closed = CounterMetricFamily(
-            "weirpool_client_connections_closed",
-            "Connections closed at the limit: idle ones for others, new ones if none was idle.",
-            labels=["which"],
-        )
-        closed.add_metric(["idle"], client_connections.closed_idle)
-        closed.add_metric(["new"], client_connections.closed_new)
-        yield closed
-
-
-class StoreCollector(Collector):
-    def __init__(self, store: Callable[[], tuple[bool, Mapping[str, int]]]) -> None:
-        self._store = store
-
-    def collect(self) -> Iterable[Metric]:
-        is_up, failures = self._store()
-        up = GaugeMetricFamily(
-            "weirpool_store_up", "1: the store answers, or is this process's memory; 0: it is away."
-        )
-        up.add_metric([], is_up)
-        failed = CounterMetricFamily(
-            "weirpool_store_failures", "Calls of the store that failed.", labels=["kind"]
-        )
-        for kind, count in failures.items():
-            failed.add_metric([kind], count)
-        return (up, failed)
-
-
-class ReloadCollector(Collector):
-    def __init__(self, reloads: Reloads) -> None:
-        self._reloads = reloads
-
-    def collect(self) -> Iterable[Metric]:
-        successful = GaugeMetricFamily(
-            "weirpool_config_last_reload_successful",
-            "1: the last reload has succeeded, or there was none; 0: it has failed.",
-        )
-        successful.add_metric([], self._reloads.ok)
-        at = GaugeMetricFamily(
-            "weirpool_config_last_reload_success_timestamp_seconds",
-            "When the configuration in force was taken over.",
-        )
-        at.add_metric([], self._reloads.succeeded_at)
-        return (successful, at)
-
-
 class RouteCollector(Collector):
     def __init__(self, routes: Mapping[str, RouteTally]) -> None:
         self._routes = routes
@@ -367,22 +247,3 @@ class InterceptedCollector(Collector):
             for interceptor, count in tally.intercepted.items():
                 found.add_metric([route, interceptor], count)
         return [found]
-
-
-class WriterCounts(Collector):
-    """Responses by their writer, in the memory's header."""
-
-    def __init__(self, memory: CounterMemory) -> None:
-        self._cells = memory.cells
-
-    def count(self, writer: str) -> None:
-        """Count a response."""
-        self._cells[_WRITERS[writer]] += 1.0
-
-    def collect(self) -> Iterable[Metric]:
-        sent = CounterMetricFamily(
-            "weirpool_writer", "Responses sent, by the writer that sent them.", labels=["writer"]
-        )
-        for writer, at in _WRITERS.items():
-            sent.add_metric([writer], self._cells[at])
-        return [sent]

@@ -22,15 +22,15 @@ __all__ = ["FIRST_FREE", "HEADER_CELLS", "Cells", "CounterMemory", "State"]
 
 Cells = MutableSequence[float]
 
-FIRST_FREE = 10
+FIRST_FREE = 11
 """The first cell of the header that is not used here."""
 HEADER_CELLS = 32
 
 _MOST_ROUTES = 2048
 _NAMES_BYTES = 1 << 18
 # The header; _SIZE has two cells.
-_ROUTES, _STOPPING, _TURN, _SIZE, _STATE, _SEEN_AT, _ADMITTED, _RELOADED_AT = 0, 1, 2, 3, 5, 6, 7, 8
-_LOG_LEVEL = 9
+_ROUTES, _STOPPING, _TURN, _SIZE, _STATE, _SEEN_AT = 0, 1, 2, 3, 5, 6
+_ADMITTED, _RELOADED_AT, _LOG_LEVEL, _DIED = 7, 8, 9, 10
 
 
 class State(IntEnum):
@@ -158,3 +158,12 @@ class CounterMemory:
         """Record that the process has ended. For the supervisor."""
         self.state = State.GONE
         self.admitted = 0
+
+    @property
+    def died(self) -> int:
+        """Processes that have ended although nobody stopped them."""
+        return int(self.cells[_DIED])
+
+    def count_death(self) -> None:
+        """Count such a process. For the supervisor."""
+        self.cells[_DIED] += 1.0

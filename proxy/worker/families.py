@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
-from prometheus_client.core import Metric
-from prometheus_client.exposition import generate_latest
+from prometheus_client.core import Exemplar, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 __all__ = [
     "Family",
@@ -42,6 +43,10 @@ RULES = {
 _KEPT_TYPES = ("counter", "histogram", "summary")
 
 
+Exemplified = tuple[dict[str, str], float, float | None]
+"""An exemplar: labels, value, and when it was measured, in seconds since 1970."""
+
+
 class Sample(msgspec.Struct, array_like=True):
     """One series' value."""
 
@@ -49,6 +54,7 @@ class Sample(msgspec.Struct, array_like=True):
     labels: dict[str, str]
     value: float
     timestamp: float | None = None
+    exemplar: Exemplified | None = None
 
 
 class Family(msgspec.Struct, array_like=True):
@@ -86,12 +92,20 @@ def families_of(metrics: Iterable[Metric], rule: str = "") -> list[Family]:
                     sample.labels,
                     float(sample.value),
                     None if sample.timestamp is None else float(sample.timestamp),
+                    _plain(sample.exemplar),
                 )
                 for sample in metric.samples
             ],
         )
         for metric in metrics
     ]
+
+
+def _plain(exemplar: Exemplar | None) -> Exemplified | None:
+    if exemplar is None:
+        return None
+    at = exemplar.timestamp
+    return dict(exemplar.labels), float(exemplar.value), None if at is None else float(at)
 
 
 def counters_of(families: Iterable[Family]) -> list[Family]:
@@ -135,8 +149,15 @@ def merge(parts: Iterable[Iterable[Family]]) -> list[Family]:
                     known.samples.append(there)
                 else:
                     there.value = _rule_of(known, sample)(there.value, sample.value)
+                    there.exemplar = _later(there.exemplar, sample.exemplar)
     _set_shares(merged)
     return list(merged.values())
+
+
+def _later(one: Exemplified | None, other: Exemplified | None) -> Exemplified | None:
+    if one is None or other is None:
+        return one or other
+    return max(one, other, key=lambda item: item[2] or 0.0)
 
 
 def _add(one: float, other: float) -> float:
@@ -176,13 +197,14 @@ def as_metrics(families: Iterable[Family]) -> list[Metric]:
     for family in families:
         metric = Metric(family.name, family.documentation, family.type, family.unit)
         for sample in family.samples:
-            metric.add_sample(sample.name, sample.labels, sample.value, sample.timestamp)
+            last = None if sample.exemplar is None else Exemplar(*sample.exemplar)
+            metric.add_sample(sample.name, sample.labels, sample.value, sample.timestamp, last)
         metrics.append(metric)
     return metrics
 
 
-class _Collected:
-    """What `generate_latest` needs of a registry."""
+class _Collected(Collector):
+    """What an encoder needs of a registry."""
 
     def __init__(self, metrics: Sequence[Metric]) -> None:
         self._metrics = metrics
@@ -191,6 +213,9 @@ class _Collected:
         return self._metrics
 
 
-def render(families: Iterable[Family]) -> bytes:
-    """Return the Prometheus text format."""
-    return generate_latest(_Collected(as_metrics(families)))
+def render(families: Iterable[Family], accept: str = "") -> tuple[bytes, str]:
+    """Return the text format that an `Accept` header asks for, and its content type: Prometheus', or
+    OpenMetrics', which has exemplars.
+    """
+    encode, content_type = choose_encoder(accept)
+    return encode(_Collected(as_metrics(families))), content_type

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
-from prometheus_client.exposition import generate_latest
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from pools import Pools
@@ -23,17 +23,21 @@ from .collectors import (
     InterceptedCollector,
     InterceptorCollector,
     InterceptorTotals,
-    PoolCollector,
-    ProcessCollector,
-    ReloadCollector,
     RouteCollector,
-    StoreCollector,
-    WriterCounts,
     collected,
 )
 from .counters import CounterMemory
 from .families import Family, counters_of, decode, encode, families_of, merge
 from .genai import GenAiMetrics
+from .process_collectors import (
+    DeathCollector,
+    PoolCollector,
+    ProcessCollector,
+    ProcessGauges,
+    ReloadCollector,
+    StoreCollector,
+    WriterCounts,
+)
 from .reloads import Reloads
 from .tally import RouteTally, new_memory
 
@@ -73,7 +77,11 @@ class Metrics:
         self.routes: dict[str, RouteTally] = {}
         self.writers = WriterCounts(self.memory)
         self.genai = GenAiMetrics()
-        self._in_memory: list[Collector] = [self.writers, RouteCollector(self.routes)]
+        self._in_memory: list[Collector] = [
+            self.writers,
+            DeathCollector(self.memory),
+            RouteCollector(self.routes),
+        ]
         self._read: list[Collector] = [
             PoolCollector(pools),
             InterceptorCollector(interceptor_totals),
@@ -85,7 +93,8 @@ class Metrics:
             ReloadCollector(reloads or Reloads()),
         ]
         self._authors = AuthorsCollector(collectors)
-        for collector in (*self._in_memory, *self._read):
+        self._process = ProcessGauges()
+        for collector in (*self._in_memory, *self._read, self._process):
             self.registry.register(collector)
         self.add_routes([*self.memory.routes(), *routes])
         self._own_names = {metric.name for metric in self.registry.collect()}
@@ -124,9 +133,10 @@ class Metrics:
                 continue
             self.routes[route] = RouteTally(self.memory, route)
 
-    def render(self) -> bytes:
-        """Return the Prometheus text format, for a worker that is alone."""
-        return generate_latest(self.registry)
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """As `families.render`, for a worker that is alone."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
 
     def families(self) -> list[Family]:
         """Return all metrics, with the counters of the worker's predecessors, and publish them: a
@@ -134,7 +144,7 @@ class Metrics:
         """
         read = merge([*self._read_families(), self._before])
         self._publish(read)
-        return merge([_collect(self._in_memory), read])
+        return merge([_collect(self._in_memory), read, _collect([self._process])])
 
     def publish(self) -> None:
         """Keep the counters that are not in cells for the worker's successor: those of
@@ -158,7 +168,9 @@ def families_in(memory: CounterMemory) -> list[Family]:
     routes = {route: RouteTally(memory, route) for route in memory.routes()}
     return merge(
         [
-            counters_of(_collect([WriterCounts(memory), RouteCollector(routes)])),
+            counters_of(
+                _collect([WriterCounts(memory), DeathCollector(memory), RouteCollector(routes)])
+            ),
             _published(memory),
         ]
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from support.client import Client, fetch, open_client
 from support.process import Process, free_port, port_in, running, serve
 from support.proxy import config_for, open_proxy
@@ -149,7 +150,8 @@ async def test_counters_are_whole_across_a_killed_worker_and_a_reload(tmp_path: 
         assert found['weirpool_writer_total{writer="direct"}'] == 40
         assert found['weirpool_time_to_first_byte_seconds_count{route="/"}'] == 40
         assert found['weirpool_bytes_total{direction="downstream",route="/"}'] == 80
-        leases = leases_in(found)
+        leases, cpu_s = leases_in(found), found["process_cpu_seconds_total"]
+        assert found["weirpool_workers_died_total"] == 0
         (up,) = (name for name in found if name.startswith("weirpool_endpoint_up"))
         assert found[up] == 1
         assert found['my_largest{interceptor="author"}'] == 2
@@ -170,6 +172,8 @@ async def test_counters_are_whole_across_a_killed_worker_and_a_reload(tmp_path: 
         found = await workers.eventually(DONE=workers.completed, LOST=1, MINE=81)
         assert found['weirpool_bytes_total{direction="downstream",route="/"}'] == 160 + 9
         assert leases_in(found) >= leases
+        assert found["process_cpu_seconds_total"] >= cpu_s
+        assert found["weirpool_workers_died_total"] == 1
         await client.aclose()
 
         workers.process.signal(signal.SIGHUP)
@@ -248,3 +252,40 @@ async def test_promtool_accepts_the_metrics_of_one_worker() -> None:
     async with open_proxy(config_for("http://127.0.0.1:9")) as proxy:
         for query in ("", "?by=worker"):
             check_with_promtool((await fetch(proxy.port, f"/metrics{query}")).body)
+
+
+async def test_histograms_have_the_traces_of_all_workers(tmp_path: Path) -> None:
+    """In OpenMetrics' format, if Prometheus asks for it; the last trace of each bucket counts."""
+    accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+    traces = {f"{number:032x}" for number in range(1, 30)}
+    async with open_upstream(script) as upstream:
+        (tmp_path / "author.py").write_text(AUTHOR)
+        file, admin = tmp_path / "weirpool.yaml", free_port()
+        file.write_text(CONFIG % (upstream.url, admin))
+        command = serve("--config", str(file), "--workers", "2")
+        env = {"OTEL_TRACES_EXPORTER": "console"}
+        async with running(command, env=env, stdout=subprocess.DEVNULL) as process:
+            port = port_in((await process.event("started", 2))[0])
+            for trace in traces:
+                header = ("traceparent", f"00-{trace}-00000000000000ff-01")
+                assert (await fetch(port, headers=[header])).body == b"ok"
+            asked = [*LOCAL, ("Accept", accept)]
+            answer = await fetch(admin, "/-/metrics", headers=asked)
+            plain = await fetch(admin, "/-/metrics", headers=LOCAL)
+            await process.stop()
+    (kind,) = answer.all("content-type")
+    assert kind.startswith(b"application/openmetrics-text; version=1.0.0")
+    assert plain.all("content-type") == [b"text/plain; version=0.0.4; charset=utf-8"]
+    assert b"trace_id" not in plain.body
+    families = {item.name: item for item in text_string_to_metric_families(answer.body.decode())}
+    for name in ("weirpool_exchange_duration_seconds", "weirpool_time_to_first_byte_seconds"):
+        samples = families[name].samples
+        shown = [sample.exemplar for sample in samples if sample.exemplar is not None]
+        assert {item.labels["trace_id"] for item in shown} <= traces
+        assert shown
+        (count,) = [
+            sample.value
+            for sample in samples
+            if sample.name.endswith("_count") and sample.labels["route"] == "/"
+        ]
+        assert count == len(traces)

@@ -60,6 +60,9 @@ WITH_USAGE = (
 WITHOUT_USAGE = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}]}\n\n'
 
 METRICS = {
+    "process_cpu_seconds": r"_total (?!0.0\n)",
+    "process_open_fds": r" [1-9]",
+    "process_resident_memory_bytes": r" [1-9]",
     "buffer_pool_allocations": r'_total{pool="sse_event"} [1-9]',
     "buffer_pool_current_size": r'{pool="sse_event"} [0-9]',
     "buffer_pool_discards": r'_total{pool="http_response",reason="full"} [1-9]',

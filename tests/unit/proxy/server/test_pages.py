@@ -79,7 +79,7 @@ async def test_many_requests_ask_at_most_twice(autojump_clock: trio.testing.Mock
     found: list[bytes] = []
 
     async def request() -> None:
-        found.append(await of_all.metrics(by_worker=False))
+        found.append((await of_all.metrics("", by_worker=False))[0])
 
     async with trio.open_nursery() as nursery:
         with trio.move_on_after(1):
@@ -106,7 +106,7 @@ async def test_a_worker_without_a_whole_answer_still_counts(
     RouteTally(worker.memories[1], "/").account(Outcome.COMPLETED, None, None)
     worker.siblings = siblings = Siblings(encode(worker.metrics.families())[:-1])  # type: ignore[assignment]
     siblings.go.set()
-    text = await Pages(worker).metrics(by_worker=False)
+    text, _ = await Pages(worker).metrics("", by_worker=False)
     assert DONE + b"1.0\n" in text
     assert b'weirpool_worker_up{worker="1"} 0.0' in text
     assert siblings.asked == asked
