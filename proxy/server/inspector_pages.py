@@ -1,11 +1,12 @@
 """The inspector's pages: `/inspect`, its script and stylesheet, and `/inspect/stream`.
 
 The page holds no content: its script reads the stream, with the token, and sets texts only as text.
+Its looks are the dashboard's.
 """
 
 from __future__ import annotations
 
-from importlib.resources import files
+from pathlib import Path
 
 import msgspec
 from quart import Response, request
@@ -15,20 +16,14 @@ from werkzeug.datastructures import MultiDict
 from ..config import Admin
 from ..inspector import Wanted
 from .admin import refuse_without
+from .dashboard.routes import add_asset
 from .inspecting import MOST_CLIENTS, Inspecting
 
 __all__ = ["add_inspector"]
 
 _TEXT = "text/plain; charset=utf-8"
 _FRESH = {"cache-control": "no-store", "x-accel-buffering": "no"}
-_PAGE = {
-    "cache-control": "no-cache",
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "x-content-type-options": "nosniff",
-}
+_FOLDER = Path(__file__).parent / "inspector_assets"
 _ASSETS = {
     "/inspect": ("inspect.html", "text/html; charset=utf-8"),
     "/inspect/inspect.css": ("inspect.css", "text/css; charset=utf-8"),
@@ -40,8 +35,7 @@ _BOOLEANS = {"true": True, "false": False}
 def add_inspector(app: QuartTrio, inspecting: Inspecting, admin: Admin) -> None:
     """Add the pages to the Quart app. Raises `OSError` if a file of the package is missing."""
     for path, (name, content_type) in _ASSETS.items():
-        body = files(__package__).joinpath("inspector_assets", name).read_bytes()
-        _add_asset(app, admin.prefix + path, body, content_type)
+        add_asset(app, admin.prefix + path, _FOLDER / name, content_type)
 
     @app.get(f"{admin.prefix}/inspect/stream")
     async def inspect_stream() -> Response:
@@ -59,13 +53,6 @@ def add_inspector(app: QuartTrio, inspecting: Inspecting, admin: Admin) -> None:
         response = Response(messages, content_type="text/event-stream", headers=_FRESH)
         response.timeout = None
         return response
-
-
-def _add_asset(app: QuartTrio, path: str, body: bytes, content_type: str) -> None:
-    async def asset() -> Response:
-        return Response(body, content_type=content_type, headers=_PAGE)
-
-    app.add_url_rule(path, path, asset, methods=["GET"])
 
 
 def _read(query: MultiDict[str, str]) -> Wanted:
