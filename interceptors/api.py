@@ -79,6 +79,8 @@ class Outcome(StrEnum):
     INTERNAL_ERROR = "internal_error"
     DRAINING = "draining"
 
+    __hash__ = str.__hash__  # as that of the equal string, and without a call of Python
+
 
 Emit = Callable[[Event], Awaitable[None]]
 

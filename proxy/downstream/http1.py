@@ -26,7 +26,7 @@ import trio
 
 from ..errors import RequestRefused
 from ..http.request import Http2Assumed, RequestHead, RequestReader
-from ..hub import BROKEN, LISTEN, LISTEN_FOR_HANGUP, READABLE, Hub, Wait
+from ..hub import BROKEN, LISTEN, LISTEN_FOR_HANGUP, READABLE, Hub, Wait, current_time
 from .bound import client_connections
 from .http1_stream import Http1Stream
 from .transport import Transport
@@ -55,8 +55,11 @@ class Ending(Protocol):
         """Idle connections are closed from now on."""
         ...
 
+    counts: bool
+    """Whether it wants to know of each request."""
+
     async def count_request(self) -> None:
-        """A request has been served."""
+        """A request has been served. Nothing to do unless `counts`."""
         ...
 
 
@@ -142,8 +145,12 @@ class Http1Connection:
             if self.half_closed and head.keep_alive:
                 self.lose()
             await serve(stream)
-            await self.server.count_request()
-            if not await self._conclude(stream):
+            if self.server.counts:
+                await self.server.count_request()
+            is_whole = stream.ended and stream.complete and not self._closed
+            if not (is_whole and head.keep_alive and not stream.closes) and not (
+                await self._conclude(stream)
+            ):
                 return
             self._stream = None
             client_connections.set_idle(self)
@@ -226,12 +233,12 @@ class Http1Connection:
                 await trio.lowlevel.checkpoint()
             if (head := reader.read()) is not None:
                 return head
-        due = trio.current_time() + self.server.keep_alive_s
+        due = current_time() + self.server.keep_alive_s
         left_s = self.server.keep_alive_s
         while head is None and not self.server.ends and await self.more(left_s):
             head = reader.read()
             if head is None:
-                left_s = max(0, round(due - trio.current_time()))  # lengths that repeat cost less
+                left_s = max(0, round(due - current_time()))  # lengths that repeat cost less
         if head is None and reader.has_begun and not self._closed and not self.half_closed:
             too_slow = RequestRefused(408, "request_timeout", "the head did not arrive in time")
             head = RequestHead("", b"", [], "1.1", 0, False, False, too_slow)

@@ -100,10 +100,15 @@ class _Server:
         self.keep_alive_s: float = config.keep_alive_timeout
         self.max_streams: int = config.h2_max_concurrent_streams
         self._context = context
+        self.counts = context.max_requests is not None
+        """Whether Hypercorn wants to know of each request."""
+        self._ended: Any = (
+            config.drained if isinstance(config, ServerConfig) else context.terminated
+        )
 
     async def count_request(self) -> None:
         """For Hypercorn's `max_requests`."""
-        if self._context.max_requests is not None:
+        if self.counts:
             await self._context.mark_request()
 
     @property
@@ -112,9 +117,7 @@ class _Server:
 
     @property
     def ends(self) -> bool:
-        if isinstance(self.config, ServerConfig):
-            return self.config.drained.is_set()
-        return bool(self._context.terminated.is_set())
+        return bool(self._ended.is_set())
 
 
 async def serve_connection(app: Any, config: Any, context: Any, state: Any, stream: Any) -> None:

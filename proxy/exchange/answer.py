@@ -71,7 +71,8 @@ async def _send_head(response: ClientResponse, answer: Response, *, streams: boo
     headers = response.own_headers(answer.headers.raw, sse=sse, dropped=_LENGTH)
     if not sse and answer.status not in (204, 304):
         headers.append((b"content-length", b"%d" % len(answer.body)))
-    await response.start(answer.status, headers, chunked=streams, whole=not sse, may_add=streams)
+    if not response.start(answer.status, headers, chunked=streams, whole=not sse, may_add=streams):
+        await response.flush()
 
 
 async def _send_events(

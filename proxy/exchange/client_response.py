@@ -77,11 +77,12 @@ class ClientResponse(msgspec.Struct, eq=False):
             if scope.cancelled_caught:
                 raise SendStalled
 
-    async def start(
+    def start(
         self, status: int, headers: HeaderList, *, chunked: bool, whole: bool, may_add: bool
-    ) -> None:
-        """Choose the writer and send the head. `whole`: see `Writer.start`. Raises also
-        `RequestRefused`, for headers from an interceptor that cannot be sent.
+    ) -> bool:
+        """Choose the writer and send the head. `whole` and the result: see `Writer.start`; False:
+        `flush` must follow. Raises also `RequestRefused`, for headers from an interceptor that
+        cannot be sent.
         """
         if self._route is not None and self._route.chain.owners:
             check_response_headers(headers)
@@ -91,9 +92,8 @@ class ClientResponse(msgspec.Struct, eq=False):
         self._worker.metrics.writers.count(writer.name)
         self._body.answered = True
         # Unless the request is complete, the end of the response waits for it; the head must not.
-        whole = whole and (self._body.complete or not self._stream.holds_response)
-        if not writer.start(status, headers, whole=whole):
-            await self.flush()
+        whole = whole and (not self._stream.holds_response or self._body.complete)
+        return writer.start(status, headers, whole=whole)
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
         """Write and wait until the client has it. `last`: `finish` may send it with the end."""
@@ -196,9 +196,9 @@ class ClientResponse(msgspec.Struct, eq=False):
             return self.heartbeat_s  # a client that is still sending does not read
         if self.writer is None:
             head = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
-            await self.start(
-                200, self.own_headers(head, sse=True), chunked=True, whole=False, may_add=True
-            )
+            headers = self.own_headers(head, sse=True)
+            if not self.start(200, headers, chunked=True, whole=False, may_add=True):
+                await self.flush()
         return await self.send_heartbeat()
 
     async def send_heartbeat(self) -> float:

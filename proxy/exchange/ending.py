@@ -62,7 +62,7 @@ class Ending(msgspec.Struct, eq=False):
         if self.outcome is None:
             # Only the total deadline and the server's own cancellation leave no reason.
             self.outcome = Outcome.UPSTREAM_TIMEOUT if deadline_passed else Outcome.DRAINING
-        elif self.outcome is Outcome.CLIENT_DISCONNECTED and client_timed_out:
+        elif client_timed_out and self.outcome is Outcome.CLIENT_DISCONNECTED:
             # The kernel reports ETIMEDOUT to one caller only; others just see a disconnect.
             self.outcome = Outcome.SEND_STALLED
         return self.outcome

@@ -24,6 +24,7 @@ from pools import BufferScope
 from ..dialects import GENERIC, Dialect
 from ..downstream import ClientStream
 from ..errors import UpstreamFailure
+from ..hub import current_time
 from ..inspector import Tap
 from ..telemetry import ExchangeSpan
 from ..worker.logs import EXCHANGE, SPAN
@@ -43,6 +44,7 @@ from .tracing import Ended, finish_span
 
 __all__ = ["Exchange"]
 
+_COMPLETED = Outcome.COMPLETED  # reading an enum member is slower than reading a global
 _CONCLUDE_S = LINGER_S + 5.0
 _MOST_SHOWN = 256
 """Characters of a path in `/status`."""
@@ -79,7 +81,7 @@ class Exchange:
         self._admission = Admission()
         self._ending = Ending()
         self._cancel: trio.CancelScope | None = None  # while its nursery is open
-        self.started_at = self._ended_at = trio.current_time()
+        self.started_at = self._ended_at = current_time()
         self._progress = Progress(self.started_at)
         self.number = 0
         if worker.tracing is not None:
@@ -103,26 +105,18 @@ class Exchange:
         try:
             if route is not None:
                 async with BufferScope() as buffers:
-                    stream = self._stream
-                    if (
-                        stream.at_hand
-                        and stream.calls_back
-                        and not stream.gone
-                        and not route.chain.owners
-                    ):
-                        # Nothing needs a second task, and a nursery costs as much as the head.
-                        self._cancel = stream.scope
-                        if self._cancel is not None and route.timeouts.total == math.inf:
-                            await self._serve(route, buffers, self._cancel, None)
-                        else:
-                            with trio.CancelScope() as self._cancel:
-                                await self._serve(route, buffers, self._cancel, None)
-                    else:
+                    if self._needs_tasks(route):
                         async with trio.open_nursery() as nursery:
-                            self._cancel = nursery.cancel_scope
-                            await self._serve(route, buffers, self._cancel, nursery)
+                            await serve(
+                                self._context(route, buffers, nursery.cancel_scope, nursery)
+                            )
                             nursery.cancel_scope.cancel()
-        except Exception as error:  # of a task in the nursery
+                    elif (scope := self._stream.scope) and route.timeouts.total == math.inf:
+                        await serve(self._context(route, buffers, scope, None))
+                    else:
+                        with trio.CancelScope() as scope:
+                            await serve(self._context(route, buffers, scope, None))
+        except Exception as error:  # of a task in the nursery, or of a scope
             ending.fail(error, self.route_name)
         finally:
             await self._end()
@@ -130,16 +124,24 @@ class Exchange:
             if span is not None:
                 SPAN.set(None)
 
-    async def _serve(
+    def _needs_tasks(self, route: Route) -> bool:
+        """Whether a second task may be needed. Its nursery costs as much as reading the head."""
+        stream = self._stream
+        whole = stream.at_hand and stream.calls_back and not stream.gone
+        return not whole or bool(route.chain.owners)
+
+    def _context(
         self,
         route: Route,
         buffers: BufferScope,
         cancel: trio.CancelScope,
         nursery: trio.Nursery | None,
-    ) -> None:
+    ) -> ExchangeContext:
+        """What the phases share. `cancel` ends them from now on."""
+        self._cancel = cancel
         if route.timeouts.total != math.inf:
             cancel.deadline = self.started_at + route.timeouts.total
-        ctx = ExchangeContext(
+        return ExchangeContext(
             self._worker,
             route,
             self._admission,
@@ -152,10 +154,6 @@ class Exchange:
             cancel,
             nursery,
         )
-        try:
-            await serve(ctx)
-        except Exception as error:
-            self._ending.fail(error, self.route_name)
 
     def _admit(self) -> Route | None:
         """Find the route and check the request; None if it is refused, which `ending` knows."""
@@ -182,7 +180,7 @@ class Exchange:
     async def _end(self) -> None:
         """Close the chain, report to the client, count and log. Every wait here has a deadline."""
         cancel, progress = self._cancel, self._progress
-        self._ended_at = trio.current_time()
+        self._ended_at = current_time()
         outcome = self._ending.settle(
             deadline_passed=cancel is not None and self._ended_at >= cancel.deadline,
             client_timed_out=self._stream.timed_out,
@@ -190,7 +188,7 @@ class Exchange:
         progress.phase = "conclude"
         if progress.chain is not None:
             await progress.chain.aclose(outcome)
-            self._ended_at = trio.current_time()
+            self._ended_at = current_time()
         try:
             if not self._ending.whole:
                 with trio.CancelScope(shield=True), trio.move_on_after(_CONCLUDE_S):
@@ -255,7 +253,7 @@ class Exchange:
         if span is not None:
             self._end_span(span)
         failed = is_failure(ending, status, progress)
-        succeeded = outcome is Outcome.COMPLETED and status is not None and status < 400
+        succeeded = outcome is _COMPLETED and status is not None and status < 400
         takes = log.takes(failed=failed, succeeded=succeeded, id=log_id)
         if not takes and progress.tap is None:
             return
@@ -330,7 +328,7 @@ class Exchange:
             "method": self._request.method[:_MOST_SHOWN],
             "path": path[:_MOST_SHOWN],
             "phase": self._progress.phase,
-            "age": round(trio.current_time() - self.started_at, 3),
+            "age": round(current_time() - self.started_at, 3),
             "bytes": self.bytes_downstream,
             "events": None if counts is None else counts.total,
         }

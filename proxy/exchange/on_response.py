@@ -12,7 +12,6 @@ from functools import partial
 from typing import Literal
 
 import msgspec
-import trio
 
 from interceptors import Request, Response, ResponseHead
 from interceptors.chain import StreamChain
@@ -33,6 +32,7 @@ from ..http.headers import (
 )
 from ..http.place import ClientSide
 from ..http.references import REFERENCE_FIELDS, client_headers
+from ..hub import current_time
 from ..relay.heartbeat import with_heartbeats
 from ..upstream import Fields, UpstreamBody, UpstreamCall
 from .context import ExchangeContext
@@ -103,6 +103,8 @@ async def on_response(ctx: ExchangeContext, received: ReceivedHead) -> PreparedR
         ctx.progress.upstream_request_id = fields.get(name)
     if not REFERENCE_FIELDS.isdisjoint(fields):
         headers = _with_client_references(ctx, headers, received.call)
+    if ctx.progress.request is None and ctx.progress.tap is None and not begun:
+        return _passed(ctx, received, headers)
     shown = ShownHead(received.status, headers, received.media_type, received.content_coding, None)
     if ctx.progress.request is not None:
         answer = await _show_head(ctx, ctx.progress.request, received, headers)
@@ -129,11 +131,9 @@ async def on_response(ctx: ExchangeContext, received: ReceivedHead) -> PreparedR
     if not begun:
         headers = _headers_for_client(ctx, received, shown, kind, rewrite)
         if whole is None and received.body.at_hand and ctx.progress.chain is None:
-            whole = received.body.take()
-            if whole:
-                ctx.progress.first_body_at = trio.current_time()
-                if ctx.progress.tap is not None:
-                    ctx.progress.tap.show_whole(whole)
+            whole = _whole_body(ctx, received)
+            if whole and ctx.progress.tap is not None:
+                ctx.progress.tap.show_whole(whole)
     is_chunked = kind != "none" and b"content-length" not in dict(headers)
     return PreparedResponse(
         status=shown.status,
@@ -144,6 +144,33 @@ async def on_response(ctx: ExchangeContext, received: ReceivedHead) -> PreparedR
         whole=whole,
         body=received.body,
     )
+
+
+def _passed(ctx: ExchangeContext, received: ReceivedHead, headers: HeaderList) -> PreparedResponse:
+    """A response that neither interceptors nor a watcher see: its body passes as it is."""
+    kind: BodyKind = "other"
+    if has_no_body(ctx.request.method, received.status):
+        kind = "none"
+    elif received.media_type == "text/event-stream":
+        kind = "events"
+    is_chunked = kind != "none" and b"content-length" not in dict(headers)
+    may_add = kind == "events" and is_chunked and received.content_coding == "identity"
+    if kind == "events" or received.status == 204:
+        dropped = _LENGTH if received.status == 204 else _NO_NAMES
+        headers = response_headers(headers, sse=kind == "events", dropped=dropped)
+    headers = _signed(ctx, headers)
+    whole = _whole_body(ctx, received) if received.body.at_hand else None
+    return PreparedResponse(
+        received.status, headers, kind, is_chunked, may_add, whole, received.body
+    )
+
+
+def _whole_body(ctx: ExchangeContext, received: ReceivedHead) -> bytes:
+    """The body of a response that has come with its head."""
+    whole = received.body.take()
+    if whole:
+        ctx.progress.first_body_at = current_time()
+    return whole
 
 
 async def _show_head(
@@ -263,7 +290,7 @@ def _headers_for_client(
     kind: BodyKind,
     rewrite: _Rewrite,
 ) -> HeaderList:
-    response, raw = ctx.response, shown.headers
+    raw = shown.headers
     if rewrite.stale:
         raw = without_stale(raw, received.headers, length=kind == "none")
     if shown.head is not None and kind != "none":
@@ -271,17 +298,17 @@ def _headers_for_client(
         raw = with_length_of(raw, received.headers if had_body else [])
     # RFC 9110, section 8.6: a 204 has no length
     dropped = _LENGTH if rewrite.unknown_length or shown.status == 204 else _NO_NAMES
-    if shown.head is None and kind != "events" and not dropped:
-        headers = raw  # as `end_to_end` has left them
-    else:
-        headers = response_headers(raw, sse=kind == "events", dropped=dropped)
-    name = ctx.request.request_id_header
-    headers = with_request_id(headers, name, ctx.request.request_id)
-    if response.cors is not None:
-        headers = response.cors.expose(headers, name)
+    headers = _signed(ctx, response_headers(raw, sse=kind == "events", dropped=dropped))
     if rewrite.json is not None:
         headers.append((b"content-length", b"%d" % len(rewrite.json)))
     return headers
+
+
+def _signed(ctx: ExchangeContext, headers: HeaderList) -> HeaderList:
+    """The headers for the client, with the request's id, which pages may read."""
+    name, cors = ctx.request.request_id_header, ctx.response.cors
+    headers = with_request_id(headers, name, ctx.request.request_id)
+    return headers if cors is None else cors.expose(headers, name)
 
 
 async def pass_interim(

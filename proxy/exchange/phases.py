@@ -6,7 +6,7 @@
 
 Admission comes before, in `request`; telling the client of a failure, counting and logging come
 after, in `exchange`. A phase raises what goes wrong: `UpstreamFailure`, `RequestRefused`,
-`InterceptorError`, `ClientGone`, `SendStalled`. It knows no ending and no log line.
+`InterceptorError`, `ClientGone`, `SendStalled`; `serve` hands it to the ending.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from .upstream_call import ReceivedHead, UpstreamRequest
 
 __all__ = ["serve"]
 
+_COMPLETED = Outcome.COMPLETED  # reading an enum member is slower than reading a global
 _SMALL_BODY_BYTES = 16384
 _ADDRESS_S = 0.1
 """How long a refusal on an MCP route waits for the request's id."""
@@ -73,26 +74,29 @@ class ResponseStream(msgspec.Struct, frozen=True):
 
 
 async def serve(ctx: ExchangeContext) -> None:
-    """Serve one admitted request up to the end of its response."""
+    """Serve one admitted request up to the end of its response. The ending notes a failure."""
     current: OutgoingRequest | PreparedResponse | Response | ResponseStream
-    outcome = Outcome.COMPLETED
+    outcome = _COMPLETED
     try:
-        current = await on_request(ctx, await read_length(ctx))
-        if isinstance(current, OutgoingRequest):
-            current = await on_response(ctx, await call_upstream(ctx, current))
-        if isinstance(current, Response):
-            outcome = await send_answer(ctx, current)
-        else:
-            current = await send_head(ctx, current)
-            if not current.body.complete:
-                await relay(ctx, current)
-            if ctx.progress.chain is not None and ctx.progress.chain.ended:
-                outcome = Outcome.INTERCEPTED
-    finally:
-        ctx.close()
-    ctx.progress.phase = "finish"
-    await ctx.response.finish()
-    ctx.complete(outcome)
+        try:
+            current = await on_request(ctx, await read_length(ctx))
+            if isinstance(current, OutgoingRequest):
+                current = await on_response(ctx, await call_upstream(ctx, current))
+            if isinstance(current, Response):
+                outcome = await send_answer(ctx, current)
+            else:
+                current = await send_head(ctx, current)
+                if not current.body.complete:
+                    await relay(ctx, current)
+                if ctx.progress.chain is not None and ctx.progress.chain.ended:
+                    outcome = Outcome.INTERCEPTED
+        finally:
+            ctx.close()
+        ctx.progress.phase = "finish"
+        await ctx.response.finish()
+        ctx.complete(outcome)
+    except Exception as error:
+        ctx.ending.fail(error, ctx.route.name)
 
 
 async def read_length(ctx: ExchangeContext) -> bytes | None:
@@ -295,7 +299,7 @@ async def _show_body(ctx: ExchangeContext, request: Request, body: Body) -> Resp
     return answer
 
 
-async def call_upstream(ctx: ExchangeContext, outgoing: OutgoingRequest) -> ReceivedHead:
+def call_upstream(ctx: ExchangeContext, outgoing: OutgoingRequest) -> Awaitable[ReceivedHead]:
     """Send the request and wait for the head of the response. Early heartbeats go out meanwhile."""
     ctx.progress.phase = "call_upstream"
     response = ctx.response
@@ -313,8 +317,8 @@ async def call_upstream(ctx: ExchangeContext, outgoing: OutgoingRequest) -> Rece
         span=ctx.progress.span,
     )
     if heartbeat_s is None:
-        return await upstream.send(outgoing.body)
-    return await with_heartbeats(
+        return upstream.send(outgoing.body)
+    return with_heartbeats(
         partial(upstream.send, outgoing.body), heartbeat_s, response.send_early_heartbeat
     )
 
@@ -324,13 +328,15 @@ async def send_head(ctx: ExchangeContext, prepared: PreparedResponse) -> Respons
     ctx.progress.phase = "send_head"
     response = ctx.response
     if response.writer is None:
-        await response.start(
+        sent = response.start(
             prepared.status,
             prepared.headers,
             chunked=prepared.is_chunked,
             whole=prepared.whole is not None,
             may_add=prepared.may_add,
         )
+        if not sent:
+            await response.flush()
         if prepared.whole:
             await response.write(prepared.whole, last=True)
     ctx.forget_request_body(prepared.body)

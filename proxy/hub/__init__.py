@@ -8,6 +8,7 @@ and no exchange.
 from __future__ import annotations
 
 from .hub import Hub, current_hub
+from .loop import current_time
 from .stream import BROKEN, LISTEN, LISTEN_FOR_HANGUP, READABLE, Need, Stream, Watcher
 from .waits import Wait
 
@@ -22,4 +23,5 @@ __all__ = [
     "Wait",
     "Watcher",
     "current_hub",
+    "current_time",
 ]

@@ -38,13 +38,12 @@ from typing import Any
 
 import outcome
 import trio
-from trio import current_time
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
 from pools import Lease, Pools
 
 from ..errors import ReadFailed
-from .loop import TrioLoop, trio_loop
+from .loop import TrioLoop, current_time, trio_loop
 from .stream import LISTEN, Need, Stream, Watcher
 from .waits import Timeouts
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any, TypeVar
 
+import trio
 from outcome import Error, Outcome, Value
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
@@ -25,7 +26,7 @@ try:
 except ImportError:
     trio_run = trio_traps = None
 
-__all__ = ["TrioLoop", "park", "trio_loop"]
+__all__ = ["TrioLoop", "current_time", "park", "trio_loop"]
 
 T = TypeVar("T")
 
@@ -44,6 +45,18 @@ park: Callable[[Callable[[RaiseCancelT], Abort]], Any] | None = getattr(
     trio_traps, "WaitTaskRescheduled", None
 )
 """What a coroutine yields in `wait_task_rescheduled`; None in an unknown Trio."""
+
+
+_run_context: Any = getattr(trio_run, "GLOBAL_RUN_CONTEXT", None)
+
+
+def _current_time() -> float:
+    now: float = _run_context.runner.clock.current_time()
+    return now
+
+
+current_time = trio.current_time if _run_context is None else _current_time
+"""As `trio.current_time`, in two calls instead of four."""
 
 
 class TrioLoop:

@@ -13,10 +13,9 @@ from typing import Any, Protocol
 
 import outcome
 import trio
-from trio import current_time
 from trio.lowlevel import Abort, RaiseCancelT, Task, current_task, wait_task_rescheduled
 
-from .loop import park
+from .loop import current_time, park
 
 __all__ = ["Timeouts", "Wait"]
 

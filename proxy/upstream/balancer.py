@@ -22,6 +22,7 @@ import trio
 
 from ..errors import NoEndpoint, ReadFailed, UpstreamFailure
 from ..http.head import BadRequest
+from ..hub import current_time
 from .body import UpstreamBody
 from .call import CallTimeouts, UpstreamCall, UpstreamResponse
 from .connections import PoolState
@@ -78,7 +79,7 @@ class Balancer:
         `SessionGone` when the session is unknown or its endpoint is gone. The timeouts apply to each
         attempt. Cancellation leaks no connection and no turn.
         """
-        now = trio.current_time()
+        now = current_time()
         session = self.sessions.of(call, now)
         tied, sent = session.endpoint, session.call
         try:
@@ -116,7 +117,7 @@ class Balancer:
                 raise
         responses = endpoint.responses
         responses[response.status] = responses.get(response.status, 0) + 1
-        if turn.succeed(trio.current_time()):
+        if turn.succeed(current_time()):
             self._log_back(endpoint)
         response.body.on_close = partial(self._end, turn, response.body)
         self.sessions.note(call.method, session, response)
@@ -161,7 +162,7 @@ class Balancer:
             or not may_resend(call.method, call.body, failure)
         ):
             return None
-        now = trio.current_time()
+        now = current_time()
         try:
             turn = (
                 self.endpoints.pin(tied, now)
@@ -181,7 +182,7 @@ class Balancer:
     def _note_failure(self, turn: Turn, failure: UpstreamFailure) -> None:
         if failure.own_limit or (failure.reused and isinstance(failure, ReadFailed)):
             return  # the server may close a kept connection at any time
-        if turn.fail(trio.current_time()):
+        if turn.fail(current_time()):
             self._log_ejected(turn.endpoint, str(failure))
 
     def _end(self, turn: Turn, body: UpstreamBody) -> None:
@@ -190,7 +191,7 @@ class Balancer:
         if failure is None:
             if body.complete:
                 turn.completed()
-        elif not failure.own_limit and turn.broke(trio.current_time()):
+        elif not failure.own_limit and turn.broke(current_time()):
             self._log_ejected(turn.endpoint, str(failure))
         turn.end()
 
@@ -212,14 +213,14 @@ class Balancer:
 
     async def _keep_checking(self, endpoint: Endpoint, checks: Checks) -> None:
         while True:
-            began = trio.current_time()
+            began = current_time()
             await self._check(endpoint, checks)
             await trio.sleep_until(began + checks.interval_s)
 
     async def _check(self, endpoint: Endpoint, checks: Checks) -> None:
         """One check, within its interval. Raises nothing but `Cancelled`."""
         problem = await self._problem_of(endpoint, checks)
-        now = trio.current_time()
+        now = current_time()
         if problem is None:
             return
         if not problem:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import trio
 
 from ..errors import ConnectTimedOut, PoolFull, PoolTimedOut
+from ..hub import current_time
 from ..keepalive import send_probes
 from . import dial
 from .connection import Connection
@@ -49,7 +50,7 @@ class ConnectTime:
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
-        self.deadline = trio.current_time() + self.timeout_s
+        self.deadline = current_time() + self.timeout_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +192,7 @@ class ConnectionPool:
         self._slots.release()
         if reusable and not self._closed:
             connection.used = True
-            connection.idle_since = trio.current_time()
+            connection.idle_since = current_time()
             connection.on_event = self._check
             self.idle.append(connection)
         else:
@@ -204,7 +205,7 @@ class ConnectionPool:
 
     def expire(self) -> None:
         """Close connections that have been idle for too long, or that the server has closed."""
-        oldest = trio.current_time() - KEEPALIVE_EXPIRY_S
+        oldest = current_time() - KEEPALIVE_EXPIRY_S
         kept = [item for item in self.idle if item.idle_since > oldest and item.is_alive()]
         for connection in set(self.idle).difference(kept):
             connection.close()
@@ -229,7 +230,7 @@ class ConnectionPool:
 
     def _take_idle(self) -> Connection | None:
         """The most recently used idle connection that is still usable."""
-        oldest = trio.current_time() - KEEPALIVE_EXPIRY_S
+        oldest = current_time() - KEEPALIVE_EXPIRY_S
         while self.idle:
             connection = self.idle.pop()
             connection.on_event = None
@@ -241,7 +242,7 @@ class ConnectionPool:
 
     async def _open(self, time: ConnectTime) -> Connection:
         origin = self._origin
-        left_s = time.deadline - trio.current_time()
+        left_s = time.deadline - current_time()
         with trio.CancelScope(deadline=time.deadline):
             sock = await dial.connect(origin, self._resolver)
             send_probes(sock)  # the only limit of a listening stream

@@ -24,6 +24,7 @@ import trio
 from ..errors import ProtocolFailure, ReadFailed, ReadTimedOut, Sent, Truncated, UpstreamFailure
 from ..http.body import UntilClose, framing_of
 from ..http.head import BodyEncoder, HeadReader, ResponseHead, encode_head
+from ..hub import current_time
 from .body import UpstreamBody
 from .call import UpstreamCall, UpstreamResponse
 from .connection import Connection
@@ -267,7 +268,7 @@ class _Attempt(msgspec.Struct, eq=False):
         passed; it may be called again with the same `reader`.
         """
         connection, left_s = self._connection, timeout_s
-        due = inf if timeout_s == inf else trio.current_time() + timeout_s
+        due = inf if timeout_s == inf else current_time() + timeout_s
         while await connection.wait_readable(left_s):
             try:
                 data = connection.receive(_READ_BYTES)
@@ -283,7 +284,7 @@ class _Attempt(msgspec.Struct, eq=False):
                 await self._pass_interim(reader)
             if head is not None:
                 return head
-            left_s = max(0.0, due - trio.current_time())
+            left_s = max(0.0, due - current_time())
         return None
 
     def _no_response(self) -> ReadTimedOut:
