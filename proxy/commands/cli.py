@@ -94,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     schema.add_argument(
         "--markdown", action="store_true", help="print docs/configuration.md instead"
     )
+    schema.add_argument(
+        "--log", action="store_true", help="print the JSON Schema of the log's lines instead"
+    )
     schema.set_defaults(run=_schema)
 
     new = commands.add_parser("new-interceptor", help="write a small interceptor and its test")
@@ -300,9 +303,12 @@ def _counted(count: int, noun: str) -> str:
 
 def _schema(arguments: argparse.Namespace) -> int:
     from ..config.reference import json_schema, reference_page  # reads and parses source text
+    from ..worker.log_schema import log_schema
 
-    text = reference_page() if arguments.markdown else json.dumps(json_schema(), indent=2) + "\n"
-    print(text, end="")
+    if arguments.markdown:
+        print(reference_page(), end="")
+        return 0
+    print(json.dumps(log_schema() if arguments.log else json_schema(), indent=2))
     return 0
 
 

@@ -7,7 +7,7 @@ silently ignored.
 """
 
 from .expand import mask_references
-from .fields import LogLevel
+from .fields import ExchangeField, LogLevel
 from .load import Checked, check_config, load_config, log_warnings, parse_config, single_upstream
 from .process import PAGES
 from .schema import (
@@ -45,6 +45,7 @@ __all__ = [
     "Checked",
     "Config",
     "Drain",
+    "ExchangeField",
     "HeaderRules",
     "Health",
     "Heartbeat",

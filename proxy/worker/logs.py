@@ -159,7 +159,7 @@ class _Output:
 
     def _line(self, event: Event) -> bytes:
         event["timestamp"] = _now()
-        event["pid"] = self.pid
+        event.setdefault("pid", self.pid)
         try:
             try:
                 format_exception(event, hide_content=hides_content())

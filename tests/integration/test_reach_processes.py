@@ -80,6 +80,7 @@ COMMANDS = {
     "weirpool --version": (["--version"], 0, "weirpool "),
     "schema": (["schema"], 0, '"$schema": "https://json-schema.org/draft/2020-12/schema"'),
     "schema --markdown": (["schema", "--markdown"], 0, "# Configuration"),
+    "schema --log": (["schema", "--log"], 0, "A line of Weirpool's log"),
     "bench SCENARIO": (
         ["bench", "no such scenario"],
         2,
