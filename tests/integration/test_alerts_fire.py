@@ -27,6 +27,15 @@ class Leaky(Interceptor):
             frame = frame.f_back
         frame.f_locals["worker"].pools.json.acquire()  # and never released
 """
+SLOW = """
+import time
+
+from interceptors import Interceptor
+
+class Slow(Interceptor):
+    async def on_request(self, request):
+        time.sleep(0.2)
+"""
 CONFIG = """
 reverse_proxy:
   upstreams:
@@ -38,11 +47,14 @@ reverse_proxy:
     - {{path: /endless, upstream: up, timeouts: {{send: 0.3}}}}
     - {{path: /budget, upstream: up, interceptors: [budget]}}
     - {{path: /leaky, upstream: up, interceptors: [leaky]}}
+    - {{path: /slow, upstream: up, interceptors: [slow]}}
+    - {{path: /one, upstream: up, limits: {{max_streams: 1}}}}
   health: {{consecutive_failures: 1, eject: 60}}
   leak_detection: paranoid
 interceptors:
   - {{name: budget, use: budget, options: {{limits: [{{requests: 0, per: day}}]}}}}
   - {{name: leaky, use: "./leaky.py:Leaky"}}
+  - {{name: slow, use: "./slow.py:Slow"}}
 store: {{url: "{store}"}}
 admin: {{port: {admin}}}
 drain: {{timeout: 1}}
@@ -57,22 +69,31 @@ OF_REQUESTS = {
     "WeirpoolClientsStall": {"route": "/endless"},
     "WeirpoolBudgetReached": {"interceptor": "budget", "limit": "all/requests/day"},
     "WeirpoolBufferLeak": {"pool": "json"},
+    "WeirpoolHookSlow": {"interceptor": "slow"},
+    "WeirpoolLimitReached": {"route": "/one", "reason": "too_many_streams"},
+    "WeirpoolReloadFailed": {},
 }
 OF_PROCESSES: dict[str, dict[str, str]] = {
     "WeirpoolStoreAway": {},
-    "WeirpoolInternalErrors": {"route": "/"},
+    "WeirpoolWorkerDied": {},
+    "WeirpoolInternalErrors": {"route": "/one"},
 }
+OF_AN_END: dict[str, dict[str, str]] = {"WeirpoolDown": {}}
+
+
+REQUESTS = {"/dead": 502, "/budget": 429, "/leaky": 200, "/slow": 200}
+"""Requests with the statuses of their answers."""
 
 
 async def upstream(peer: Peer) -> None:
-    """`/endless`: events as long as somebody takes them; `/open`: one; else a short answer."""
+    """`/endless`: events as long as somebody takes them; `/one`: one; else a short answer."""
     while True:
         request = await peer.request()
         if request.target == b"/endless":
             await peer.start_stream()
             while True:
                 await peer.chunk(EVENT)
-        if request.target == b"/open":
+        if request.target == b"/one":
             await peer.start_stream()
             await peer.chunk(b"data: 1\n\n")
             await peer.wait_closed()
@@ -80,24 +101,20 @@ async def upstream(peer: Peer) -> None:
         await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
 
-async def fired(
-    prometheus: Prometheus, expected: dict[str, dict[str, str]]
-) -> dict[str, list[dict[str, str]]]:
-    """Wait until each of the expected alerts has fired with its labels; all that fired."""
-    seen: dict[str, list[dict[str, str]]] = {}
+async def fired(prometheus: Prometheus, expected: dict[str, dict[str, str]]) -> None:
+    """Wait until each of the expected alerts has fired with its labels, not all at once."""
     missing = dict(expected)
     while missing:
-        for name, alerts in (await prometheus.firing()).items():
-            seen.setdefault(name, []).extend(alerts)
+        firing = await prometheus.firing()
         for name, labels in list(missing.items()):
-            if any(labels.items() <= alert.items() for alert in seen.get(name, ())):
+            if any(labels.items() <= alert.items() for alert in firing.get(name, ())):
                 del missing[name]
         await trio.sleep(0.2)
-    return seen
 
 
 async def test_the_alerts_fire_for_what_they_are_about(tmp_path: Path) -> None:
     (tmp_path / "leaky.py").write_text(LEAKY)
+    (tmp_path / "slow.py").write_text(SLOW)
     admin, store = free_port(), StoreServer("redis")
     async with open_upstream(upstream) as up, store.running():
         (tmp_path / "weirpool.yaml").write_text(
@@ -117,18 +134,23 @@ async def test_the_alerts_fire_for_what_they_are_about(tmp_path: Path) -> None:
                     await trio.sleep(0.2)
                 assert await prometheus.firing() == {}
 
-                stalled, cut = await open_client(port), await open_client(port)
-                await stalled.send("GET", "/endless")
-                for path, status in (("/dead", 502), ("/budget", 429), ("/leaky", 200)):
-                    assert (await fetch(port, path)).status == status
+                clients = [await open_client(port) for _ in range(4)]
+                await clients[0].send("GET", "/endless")  # and read nothing
+                for client in clients[1:]:
+                    await client.send("GET", "/one")
+                statuses = [(await client.head()).status for client in clients[1:]]
+                assert 503 in statuses  # more streams than workers
+                for path, status in REQUESTS.items():
+                    assert (await fetch(port, path)).status == status, path
+                (tmp_path / "weirpool.yaml").write_text("reverse_proxy: {}")
+                process.signal(signal.SIGHUP)
                 await fired(prometheus, OF_REQUESTS)
 
-                await cut.send("GET", "/open")
-                await cut.head()
                 for line in started:
                     os.kill(int(str(line["pid"])), signal.SIGKILL)
                 store.stop()
                 await fired(prometheus, OF_PROCESSES)
-                await stalled.aclose()
-                await cut.aclose()
-            await process.stop()
+                for client in clients:
+                    await client.aclose()
+                await process.stop()
+                await fired(prometheus, OF_AN_END)

@@ -113,7 +113,6 @@ async def panels_without_data(prometheus: Prometheus) -> set[str]:
 WITHOUT_DATA = {
     *("Failed calls", "Failed MCP calls", "MCP calls by method", "MCP calls by tool, p95"),
     *("Spent", "Refused and over"),
-    *("CPU", "Memory", "Open files", "Workers"),
 }
 """Panels about what does not happen here."""
 
