@@ -9,8 +9,7 @@ survives a reload. Without a configured store it is the memory of one process.
 - `take`: token buckets;
 - `spend`, `reserve` and `settle`: counts in windows of time, with limits;
 - `count`, `counts`: totals by name;
-- `get`, `put`, `remove`: a map whose entries expire;
-- `append`, `read`, `last_id`, `drop`: append-only logs;
+- `get`, `put`, `remove`: a map whose entries expire; `append`, `read`, `last_id`: logs;
 - `publish`, `subscribe`: wake-ups.
 
 No call waits longer than `store.timeout`. While the store is away, limits (`take`, `spend`,
@@ -26,6 +25,8 @@ from secrets import token_hex
 from typing import Literal, Protocol
 
 import trio
+
+from .uses import Uses
 
 __all__ = [
     "Bucket",
@@ -225,10 +226,11 @@ class Store:
     A cancelled call may have had its effect, and never disturbs another call.
     """
 
-    __slots__ = ("_engine", "name")
+    __slots__ = ("_engine", "_uses", "name")
 
     def __init__(self, engine: Engine, name: str) -> None:
         self._engine = engine
+        self._uses = Uses()
         self.name: str = name
         """The prefix of its keys: the interceptor's name in the configuration."""
 
@@ -249,7 +251,11 @@ class Store:
         """
         if not 1 <= cost <= burst:
             raise ValueError("cost: expected a whole number from 1 to burst")
-        return await self._engine.take(self.name, key, rate_per_s, burst, cost, max_keys, on_error)
+        bucket = await self._engine.take(
+            self.name, key, rate_per_s, burst, cost, max_keys, on_error
+        )
+        self._uses.note(key, burst, bucket)
+        return bucket
 
     async def spend(
         self,
@@ -293,7 +299,7 @@ class Store:
     ) -> Reservation:
         if amount < 0:
             raise ValueError("amount: expected a whole number, 0 or more")
-        return await self._engine.reserve(
+        made = await self._engine.reserve(
             token_hex(8),
             amount,
             tuple(
@@ -304,6 +310,8 @@ class Store:
             force=force,
             on_error=on_error,
         )
+        self._uses.note_windows(windows, made.states)
+        return made
 
     async def settle(self, reservation: Reservation, amount: int) -> bool:
         """Replace a reservation by what was really used, in the windows of the reservation.

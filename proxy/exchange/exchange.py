@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from interceptors import Outcome
+from interceptors import Outcome, Request
 from interceptors.chain import EventCounts
 from pools import BufferScope
 
@@ -316,17 +316,19 @@ class Exchange:
 
     def describe(self) -> dict[str, Any]:
         """The exchange in `/status`."""
-        counts, upstream = self.counts, self._progress.upstream
+        counts, upstream, request = self.counts, self._progress.upstream, self._progress.request
         endpoint = None if upstream is None else upstream.asked
         path = self._request.target.path.decode("utf-8", "backslashreplace")
         return {
             "id": self.number,
+            "request_id": self._request.request_id,
             "route": self.route_name,
             "upstream": None if self._admission.route is None else self._admission.route.upstream,
             "endpoint": None if endpoint is None else endpoint.origin,
-            "client": (self._progress.request or self._request).client_name,
+            "client": (request or self._request).client_name,
             "method": self._request.method[:_MOST_SHOWN],
             "path": path[:_MOST_SHOWN],
+            "call": None if request is None else _call_of(request),
             "phase": self._progress.phase,
             "age": round(current_time() - self.started_at, 3),
             "bytes": self.bytes_downstream,
@@ -358,3 +360,14 @@ class Exchange:
     def _dialect(self) -> Dialect:
         route = self._admission.route
         return GENERIC if route is None else route.dialect
+
+
+def _call_of(request: Request) -> str | None:
+    """The model of an LLM call, or the method and tool of an MCP call, as far as they are known."""
+    operation = request.operation
+    if operation is None:
+        return None
+    names = (operation.mcp_method, operation.tool or operation.prompt)
+    if operation.mcp_method is None:
+        names = (operation.response_model or operation.request_model, None)
+    return " ".join(filter(None, names))[:_MOST_SHOWN] or None

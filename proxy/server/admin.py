@@ -207,7 +207,12 @@ def add_pages(app: QuartTrio, pages: Pages, admin: Admin) -> None:
         return Response(text, content_type="application/json", headers=_FRESH)
 
     add_dashboard(
-        app, prefix, pages.status, pages.configuration, needs_token=admin.token is not None
+        app,
+        prefix,
+        pages.status,
+        pages.configuration,
+        needs_token=admin.token is not None,
+        has_inspector=admin.inspect,
     )
 
     @app.get(f"{prefix}/status/stream")

@@ -25,7 +25,7 @@ from .watching import StatusStream
 
 __all__ = ["Pages"]
 
-_IN_TOTALS = ("exchanges", "limits", "store", "recent", "window", "steps")
+_IN_TOTALS = ("exchanges", "limits", "budgets", "store", "recent", "window", "steps")
 """Keys of a worker's part that `workers` does not repeat."""
 
 _SILENT_S = 3.0
@@ -116,6 +116,7 @@ class Pages:
         if not self._shows_details:
             for item in total["exchanges"]["oldest"]:
                 item["path"] = None
+            total["budgets"] = []
             last = last and {key: last[key] for key in ("at", "ok")}
         alone = {"pid": own["pid"], "generations": own["generations"]}
         return {

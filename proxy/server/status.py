@@ -54,6 +54,18 @@ def status_of(worker: Worker) -> dict[str, Any]:
         "routes": _routes(worker),
         "interceptors": _interceptors(worker),
         "limits": _limits(worker),
+        "budgets": [
+            {
+                "interceptor": name,
+                "key": use.key,
+                "used": use.used,
+                "of": use.limit,
+                "at": round(use.at, 3),
+                "until": use.until and round(use.until, 3),
+            }
+            for name, uses in worker.stores.uses.items()
+            for use in uses.read()
+        ],
         "store": {
             "at": worker.stores.describe(),
             "up": worker.stores.is_up,
@@ -184,6 +196,7 @@ def _interceptors(worker: Worker) -> list[dict[str, Any]]:
             "seconds": total.seconds,
             "waited": total.waited,
             "unread_parts": total.unread_parts,
+            "calls": sum(total.calls),
             "events": events[name],
         }
         for name, total in totals.items()

@@ -13,9 +13,8 @@ import msgspec
 
 from pools import POOL_NAMES
 
-from ..worker.history import LENGTH, STEP_S, Counts, PoolStep, Step
+from ..worker.history import LENGTH, STEP_S, TIMES, Counts, PoolStep, Step
 from ..worker.live import MOST_LISTED
-from ..worker.tally import BUCKETS
 
 __all__ = ["Part", "add_up", "decode_part", "quantile"]
 
@@ -23,6 +22,9 @@ Part = dict[str, Any]
 """A worker's part."""
 
 _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+_MOST_BUDGETS = 200
+_CHARTED = ("first_byte", "first_token")
+"""Times with a series in the history."""
 _WORST_FIRST = ("ejected", "probing", "up")
 
 
@@ -56,7 +58,7 @@ def add_up(parts: Mapping[int, Part], silent_routes: Iterable[list[dict[str, Any
             "oldest": listed[:MOST_LISTED],
         },
         "rates": _rates(all_parts),
-        "times": {"first_byte": _times(window.first_byte)},
+        "times": {name: _times(name, window) for name in TIMES},
         "routes": _merged(
             [*(part["routes"] for part in all_parts), *silent_routes], ("route",), _add_route
         ),
@@ -64,24 +66,26 @@ def add_up(parts: Mapping[int, Part], silent_routes: Iterable[list[dict[str, Any
         "upstreams": _upstreams(all_parts),
         "interceptors": _interceptors(all_parts),
         "limits": _merged((part["limits"] for part in all_parts), ("limit",), _add),
+        "budgets": _budgets(all_parts),
         "store": _store(all_parts),
         "history": history_of([part["steps"] for part in all_parts]),
     }
 
 
-def quantile(counts: Sequence[int], share: float) -> float | None:
-    """The seconds below which a share of the exchanges stays, as Prometheus' `histogram_quantile`:
-    linear within a bucket of `BUCKETS`, at most its last bound. None without exchanges.
+def quantile(name: str, counts: Sequence[int], share: float) -> float | None:
+    """The seconds below which a share of the values stays, as Prometheus' `histogram_quantile`:
+    linear within a bucket of `TIMES[name]`, at most its last bound. None without values.
     """
+    bounds = TIMES[name]
     wanted, below = share * sum(counts), 0
     if not wanted:
         return None
     for number, count in enumerate(counts[:-1]):
         if below + count >= wanted:
-            lower = BUCKETS[number - 1] if number else 0.0
-            return round(lower + (BUCKETS[number] - lower) * (wanted - below) / count, 6)
+            lower = bounds[number - 1] if number else 0.0
+            return round(lower + (bounds[number] - lower) * (wanted - below) / count, 6)
         below += count
-    return float(BUCKETS[-1])
+    return float(bounds[-1])
 
 
 def history_of(workers: Sequence[Sequence[Step]]) -> dict[str, Any]:
@@ -109,14 +113,18 @@ def history_of(workers: Sequence[Sequence[Step]]) -> dict[str, Any]:
         "failures": [item.failures / STEP_S for item in counts],
         "events": [item.events / STEP_S for item in counts],
         "bytes": [item.bytes / STEP_S for item in counts],
-        "first_byte": {
-            name: [quantile(item.first_byte, share) for item in counts]
-            for name, share in _QUANTILES.items()
-        },
+        **{name: _time_series(name, counts) for name in _CHARTED},
         "pools": {
             name: _pool_series([[step.pools[at] for step in column] for column in columns])
             for at, name in enumerate(POOL_NAMES)
         },
+    }
+
+
+def _time_series(name: str, counts: Sequence[Counts]) -> dict[str, list[float | None]]:
+    return {
+        label: [quantile(name, item.times.get(name, ()), share) for item in counts]
+        for label, share in _QUANTILES.items()
     }
 
 
@@ -134,7 +142,7 @@ def _pool_series(columns: Sequence[Sequence[PoolStep]]) -> dict[str, list[Any]]:
 
 def _share(reuses: int, allocations: int) -> float | None:
     leases = reuses + allocations
-    return round(reuses / leases, 4) if leases else None
+    return reuses / leases if leases else None
 
 
 def _sum(counts: Iterable[Counts]) -> Counts:
@@ -154,12 +162,11 @@ def _rates(parts: Sequence[Part]) -> dict[str, Any]:
     return {name: round(rate, 2) for name, rate in rates.items()}
 
 
-def _times(counts: Sequence[int]) -> dict[str, Any]:
+def _times(name: str, window: Counts) -> dict[str, Any]:
     """Quantiles of the last minute, in seconds."""
-    return {
-        "count": sum(counts),
-        **{name: quantile(counts, share) for name, share in _QUANTILES.items()},
-    }
+    counts = window.times.get(name, ())
+    quantiles = {label: quantile(name, counts, share) for label, share in _QUANTILES.items()}
+    return {"count": sum(counts), **quantiles}
 
 
 def _merged(
@@ -231,7 +238,19 @@ def _interceptors(parts: Sequence[Part]) -> list[dict[str, Any]]:
     merged = _merged((part["interceptors"] for part in parts), ("interceptor",), _add)
     for item in merged:
         item["seconds_per_event"] = item["seconds"] / item["events"] if item["events"] else None
+        item["seconds_per_call"] = item["seconds"] / item["calls"] if item["calls"] else None
     return merged
+
+
+def _budgets(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """The newest state of each limit, the fullest first."""
+    merged = _merged((part["budgets"] for part in parts), ("interceptor", "key"), _take_newer)
+    return sorted(merged, key=lambda item: -item["used"] / max(item["of"], 1))[:_MOST_BUDGETS]
+
+
+def _take_newer(into: dict[str, Any], other: dict[str, Any]) -> None:
+    if other["at"] > into["at"]:
+        into |= other
 
 
 def _store(parts: Sequence[Part]) -> dict[str, Any]:

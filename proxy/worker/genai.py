@@ -20,10 +20,10 @@ from interceptors.toolkit.labels import OTHER, Labels
 from ..relay.gaps import GAP_BOUNDS
 from .histograms import Exemplars, add_histogram, exemplar
 
-__all__ = ["GenAiMetrics"]
+__all__ = ["FIRST_TOKEN_BOUNDS", "GenAiMetrics"]
 
 _SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
-_FIRST_TOKEN = (
+FIRST_TOKEN_BOUNDS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1),
     *(0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
 )
@@ -92,6 +92,11 @@ class _Family:
             )
         return self._series.setdefault(labels, _Series(self._bounds))
 
+    def total(self) -> list[float]:
+        """The counts of all series, by bucket."""
+        counts = [series.counts for series in self._series.values()]
+        return [sum(bucket) for bucket in zip(*counts, strict=True)] if counts else []
+
     def collect(self) -> Metric:
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
         for labels, series in self._series.items():
@@ -139,7 +144,7 @@ class GenAiMetrics(Collector):
         self._first_token = _Family(
             "gen_ai_server_time_to_first_token_seconds",
             "From the client's request to the first token, of streams that succeed.",
-            _FIRST_TOKEN,
+            FIRST_TOKEN_BOUNDS,
             _CALL,
         )
         self._per_token = _Family(
@@ -161,6 +166,12 @@ class GenAiMetrics(Collector):
             (*_MCP_CALL, _ERROR),
         )
         self._values = {name: Labels(0, "") for name in _CHOSEN}
+
+    def first_tokens(self) -> list[float]:
+        """Calls by their time to the first token, in the buckets of `FIRST_TOKEN_BOUNDS`, over all
+        labels.
+        """
+        return self._first_token.total()
 
     def collect(self) -> Iterable[Metric]:
         families = [item for item in vars(self).values() if isinstance(item, _Family)]

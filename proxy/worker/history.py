@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
 import msgspec
@@ -17,9 +17,11 @@ import trio
 from interceptors import Outcome
 from pools import Pools
 
-from .tally import BUCKETS, RouteTally
+from ..relay.gaps import GAP_BOUNDS
+from .genai import FIRST_TOKEN_BOUNDS
+from .tally import BUCKETS, DURATION_BOUNDS, RouteTally
 
-__all__ = ["FAILURES", "LENGTH", "STEP_S", "Counts", "History", "PoolStep", "Step"]
+__all__ = ["FAILURES", "LENGTH", "STEP_S", "TIMES", "Counts", "History", "PoolStep", "Step"]
 
 STEP_S = 5.0
 LENGTH = 180
@@ -32,6 +34,15 @@ _LEAST_S = 2.5
 
 FAILURES = (Outcome.UPSTREAM_ERROR, Outcome.UPSTREAM_TIMEOUT, Outcome.INTERNAL_ERROR)
 """Outcomes that are counted as failures: those of the upstream, and of the proxy."""
+
+
+TIMES: dict[str, Sequence[float]] = {
+    "first_byte": BUCKETS,
+    "first_token": FIRST_TOKEN_BOUNDS,
+    "duration": DURATION_BOUNDS,
+    "between_events": GAP_BOUNDS,
+}
+"""The bounds of the buckets of each time, in seconds."""
 
 
 class PoolStep(msgspec.Struct, array_like=True):
@@ -54,8 +65,8 @@ class Counts(msgspec.Struct, array_like=True):
     """Events that came from upstreams, of streams that interceptors see."""
     bytes: int = 0
     """Body bytes to clients."""
-    first_byte: list[int] = msgspec.field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
-    """Exchanges by their time to the first byte, in the buckets of `tally.BUCKETS`."""
+    times: dict[str, list[int]] = {}
+    """Values by bucket, of each name in `TIMES`; a time that nobody has measured is not there."""
 
     def __sub__(self, other: Counts) -> Counts:
         return Counts(
@@ -63,7 +74,12 @@ class Counts(msgspec.Struct, array_like=True):
             self.failures - other.failures,
             self.events - other.events,
             self.bytes - other.bytes,
-            [one - two for one, two in zip(self.first_byte, other.first_byte, strict=True)],
+            {
+                name: [one - two for one, two in zip(counts, before, strict=True)]
+                if (before := other.times.get(name))
+                else counts
+                for name, counts in self.times.items()
+            },
         )
 
     def __add__(self, other: Counts) -> Counts:
@@ -72,7 +88,11 @@ class Counts(msgspec.Struct, array_like=True):
             self.failures + other.failures,
             self.events + other.events,
             self.bytes + other.bytes,
-            [one + two for one, two in zip(self.first_byte, other.first_byte, strict=True)],
+            {
+                name: [sum(pair) for pair in zip(*found, strict=True)]
+                for name in TIMES
+                if (found := [side.times[name] for side in (self, other) if name in side.times])
+            },
         )
 
 
@@ -91,10 +111,16 @@ class Step(msgspec.Struct, array_like=True):
 class History:
     """The last steps of one worker."""
 
-    def __init__(self, pools: Pools, routes: Mapping[str, RouteTally]) -> None:
-        """`routes`: all tallies of the worker, now and later."""
+    def __init__(
+        self,
+        pools: Pools,
+        routes: Mapping[str, RouteTally],
+        first_tokens: Callable[[], Sequence[float]] = tuple,
+    ) -> None:
+        """`routes`: all tallies of the worker, now and later. `first_tokens`: calls by bucket."""
         self._pools = pools
         self._routes = routes
+        self._first_tokens = first_tokens
         self.steps: deque[Step] = deque(maxlen=LENGTH)
         """Oldest first."""
         now, counts = time.monotonic(), self.counts()
@@ -114,8 +140,17 @@ class History:
                 total.exchanges += ended
                 if outcome in FAILURES:
                     total.failures += ended
-            for number, count in enumerate(tally.time_to_first_byte()[0]):
-                total.first_byte[number] += int(count)
+        tallies = list(self._routes.values())
+        measured: dict[str, list[Sequence[float]]] = {
+            "first_byte": [tally.first_bytes.read()[0] for tally in tallies],
+            "first_token": [self._first_tokens()],
+            "duration": [tally.durations.read()[0] for tally in tallies],
+            "between_events": [tally.gaps.read()[0] for tally in tallies],
+        }
+        for name, found in measured.items():
+            counts = [int(sum(bucket)) for bucket in zip(*found, strict=True)]
+            if any(counts):
+                total.times[name] = counts
         return total
 
     def recent(self) -> tuple[float, Counts]:

@@ -13,6 +13,7 @@ import trio
 from interceptors import Store
 from interceptors.memory import MemoryEngine
 from interceptors.store import Engine, Share
+from interceptors.uses import Uses
 
 from ..config import Store as StoreSettings
 from ..store import KINDS, ValkeyEngine, address_of
@@ -50,10 +51,14 @@ class Stores:
                 ca_file=settings.ca_file,
             )
         self._engine: Engine = self._server or self._memory
+        self.uses: dict[str, Uses] = {}
+        """How full limits are, by the name of the interceptor that counts them."""
 
     def of(self, name: str) -> Store:
         """The part of the interceptor of this name."""
-        return Store(self._engine, name)
+        store = Store(self._engine, name)
+        store._uses = self.uses.setdefault(name, store._uses)
+        return store
 
     @property
     def is_up(self) -> bool:

@@ -82,7 +82,7 @@ class Worker:
         self.metrics.add_interceptors(self.routes.interceptors())
         self.generations.on_retire = self.metrics.keep
         self.started_at = time.time()
-        self.history = History(self.pools, self.metrics.routes)
+        self.history = History(self.pools, self.metrics.routes, self.metrics.genai.first_tokens)
         """What has happened in the last minutes."""
         self.log_level = CurrentLevel(self.memories, self.memory, config.log.level)
         """The level of the log; other workers and the supervisor can change it, too."""

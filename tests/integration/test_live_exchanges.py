@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -74,6 +75,7 @@ async def test_status_lists_an_open_exchange(
             received += await client.stream.receive_some()
         shown = await live(p, phase)
         assert 0 <= shown.pop("age") < 60
+        assert re.fullmatch("[0-9a-f]{32}", shown.pop("request_id"))
         expected = {
             "id": p.worker.entered,
             "worker": 0,
@@ -83,6 +85,7 @@ async def test_status_lists_an_open_exchange(
             "client": "127.0.0.1",
             "method": request_bytes.split()[0].decode(),
             "path": None,  # these pages are public
+            "call": None,
             "phase": phase,
         }
         assert shown == expected | {"bytes": moved[0], "events": moved[1]}

@@ -111,6 +111,7 @@ async def test_status_and_its_stream_show_what_happens(workers: str, tmp_path: P
                     state = await next_state(watcher, stream)
             (listed,) = state["exchanges"]["oldest"]
             assert 0 <= listed.pop("age") < 60
+            assert listed.pop("request_id")
             assert listed == {
                 "id": listed["id"],
                 "worker": listed["worker"],
@@ -120,6 +121,7 @@ async def test_status_and_its_stream_show_what_happens(workers: str, tmp_path: P
                 "client": "127.0.0.1",
                 "method": "GET",
                 "path": "/open/x",
+                "call": None,
                 "phase": "relay",
                 "bytes": 18,
                 "events": 2,
@@ -142,6 +144,7 @@ async def test_status_and_its_stream_show_what_happens(workers: str, tmp_path: P
             (interceptor,) = state["interceptors"]
             assert (interceptor["interceptor"], interceptor["events"]) == ("sees", 5)
             assert interceptor["seconds_per_event"] > 0
+            assert interceptor["calls"] >= 5
             limits = {item["limit"]: item["used"] for item in state["limits"]}
             assert limits["limits.max_streams"] == limits["upstreams[up].max_connections"] == 1
             (endpoint,) = state["upstreams"]["up"]["endpoints"]

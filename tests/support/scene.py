@@ -43,6 +43,7 @@ interceptors:
   - {name: redact, use: redact, options: {patterns: ["sk-[A-Za-z0-9]{20,}"]}}
 admin: {port: %(admin)d%(token)s}
 store: {local: "off"}
+telemetry: {genai: true}
 drain: {timeout: 0}
 """
 
@@ -94,7 +95,7 @@ class Scene:
                 target = rng.choice(["/v1/chat/completions"] * 6 + ["/tools/list", "/v1/responses"])
                 if number % 9 == 8:
                     target = "/old/page"
-                    await trio.sleep(1)
+                    await trio.sleep(10)
                 leaves = rng.randrange(5, 30) if rng.random() < 0.2 else None
                 with suppress(OSError, EOFError, h11.RemoteProtocolError, trio.BrokenResourceError):
                     await self.stream(f"{target}?n={number}", read=leaves)

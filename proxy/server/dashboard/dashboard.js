@@ -60,7 +60,9 @@ const last = series => series.length ? series[series.length - 1] : null;
 
 function showFigures(state, isNewStep) {
     for (const figure of spec.figures) {
-        set(byId(`figure-${figure.id}`), text(figure.kind, at(state, figure.key)));
+        const value = at(state, figure.key), element = byId(`figure-${figure.id}`);
+        set(element, text(figure.kind, value));
+        element.parentNode.hidden = figure.optional && (value === null || value === undefined);
         if (!isNewStep) continue;
         const series = at(state.history, figure.series), top = highest(series), path = byId(`line-${figure.id}`);
         path.setAttribute("d", line(series, top));
@@ -92,7 +94,7 @@ function rowsOf(table, state) {
     if (tail) return Object.entries(at(state, head)).flatMap(([name, item]) => item[tail].map(row => ({name, ...row})));
     const rows = at(state, table.rows);
     if (table.id === "routes") return rows.filter(isSeen).map(row => ({...row, route: row.route || NO_ROUTE}));
-    if (table.id === "limits") return rows.map(row => ({...row, share: row.used / row.of}));
+    if (["limits", "budgets"].includes(table.id)) return rows.map(row => ({...row, share: row.used / (row.of || 1)}));
     if (table.id === "workers") return rows.map(row => ({...row, health: row.problem || (row.draining ? "draining" : "up")}));
     return rows;
 }
@@ -133,6 +135,15 @@ class Table {
         this.draw();
     }
 
+    hideUnused() {
+        this.spec.columns.forEach(({optional, key}, number) => {
+            if (!optional) return;
+            const hidden = this.rows.every(row => row[key] === null || row[key] === undefined);
+            this.heads[number].hidden = hidden;
+            for (const row of this.body.rows) row.cells[number].hidden = hidden;
+        });
+    }
+
     draw() {
         const {columns, key} = this.spec, wanted = this.filter ? this.filter.value.toLowerCase() : "";
         let rows = this.rows.map(row => ({row, cells: columns.map(item => text(item.kind, at(row, item.key)))}));
@@ -167,6 +178,7 @@ class Table {
         }
         set(byId(`${this.spec.id}-count`), total > MOST_ROWS ? `${MOST_ROWS} of ${groups(total)}: filter to see others` : groups(total));
         byId(`${this.spec.id}-empty`).hidden = total > 0;
+        this.hideUnused();
     }
 
     fill(cell, kind, shown, row, key) {

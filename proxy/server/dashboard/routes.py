@@ -52,15 +52,17 @@ def add_dashboard(
     configuration: Callable[[], Any],
     *,
     needs_token: bool,
+    has_inspector: bool,
 ) -> None:
     """Add `/dashboard`. `needs_token`: its HTML is served without data, and its script asks for the
-    token.
+    token. `has_inspector`: it links to `/inspect`.
     """
+    paths = {**_PATHS, "inspect": "inspect"} if has_inspector else _PATHS
 
     @app.get(f"{prefix}/dashboard")
     async def dashboard() -> Response:
         state = None if needs_token else await status()
-        view = dashboard_view(state, None if needs_token else configuration(), _PATHS)
+        view = dashboard_view(state, None if needs_token else configuration(), paths)
         return Response(
             await render_template("dashboard.html", **view),
             content_type="text/html; charset=utf-8",

@@ -19,12 +19,13 @@ _NO_ROUTE = "(no route)"
 
 
 class Column(msgspec.Struct, frozen=True):
-    """A column. `key`: a path in the row, with dots."""
+    """A column. `key`: a path in the row, with dots. `optional`: hidden if no row has a value."""
 
     key: str
     label: str
     kind: str = "text"
     title: str = ""
+    optional: bool = False
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -44,7 +45,7 @@ class Table(msgspec.Struct, frozen=True):
 
 
 class Figure(msgspec.Struct, frozen=True):
-    """A number with the line of its last 15 minutes."""
+    """A number with the line of its last 15 minutes. `optional`: hidden while there is none."""
 
     id: str
     label: str
@@ -52,6 +53,7 @@ class Figure(msgspec.Struct, frozen=True):
     kind: str
     series: str
     title: str
+    optional: bool = False
 
 
 class Chart(msgspec.Struct, frozen=True):
@@ -109,6 +111,18 @@ FIGURES = [
         "first_byte.p99",
         "99 of 100 responses of the last minute began within this time",
     ),
+    *(
+        Figure(
+            f"first_token_{name}",
+            f"First token {name}",
+            f"times.first_token.{name}",
+            "seconds",
+            f"first_token.{name}",
+            "of streams of LLM calls in the last minute (telemetry.genai)",
+            optional=True,
+        )
+        for name in ("p50", "p95")
+    ),
 ]
 
 _POOLS = ("sse_event", "http_response", "json")
@@ -147,6 +161,7 @@ TABLES = [
             Column("client", "Client"),
             Column("method", "Method"),
             Column("path", "Path"),
+            Column("call", "Call", title="model, or method and tool", optional=True),
             Column("phase", "Phase"),
             Column("age", "Age", "age"),
             Column("events", "Events", "count"),
@@ -154,6 +169,7 @@ TABLES = [
             Column("endpoint", "Endpoint"),
             Column("worker", "Worker", "id"),
             Column("id", "Id", "id"),
+            Column("request_id", "Request id"),
         ],
         "age",
         filter=True,
@@ -248,6 +264,8 @@ TABLES = [
             Column("interceptor", "Interceptor"),
             Column("use", "Class"),
             Column("seconds_per_event", "Time/event", "seconds", "on the event loop"),
+            Column("seconds_per_call", "Time/call", "seconds", "of a hook, on the event loop"),
+            Column("calls", "Calls", "count", "of hooks"),
             Column("seconds", "On the loop", "seconds", "in total"),
             Column("waited", "Waited", "seconds", "by async hooks, in total"),
             Column("events", "Events", "count", "of its routes"),
@@ -267,6 +285,22 @@ TABLES = [
             Column("share", "Share", "share"),
         ],
         "share",
+    ),
+    Table(
+        "budgets",
+        "Budgets and rates",
+        "budgets",
+        ["interceptor", "key"],
+        [
+            Column("interceptor", "Interceptor"),
+            Column("key", "Of"),
+            Column("used", "Used", "count", "as of the last request"),
+            Column("of", "Limit", "count"),
+            Column("share", "Share", "share"),
+            Column("at", "Last request", "time"),
+        ],
+        "share",
+        empty="none in use",
     ),
     Table(
         "workers",
@@ -359,8 +393,8 @@ def rows_of(table: Table, state: State) -> list[State]:
         # Requests without a route, and routes that are gone: only if there were any.
         seen = (row for row in rows if row["upstream"] or any(row["outcomes"].values()))
         return [{**row, "route": row["route"] or _NO_ROUTE} for row in seen]
-    if table.id == "limits":
-        return [{**row, "share": row["used"] / row["of"]} for row in rows]
+    if table.id in ("limits", "budgets"):
+        return [{**row, "share": row["used"] / (row["of"] or 1)} for row in rows]
     if table.id == "workers":
         return [{**row, "health": _health(row)} for row in rows]
     return rows
@@ -376,10 +410,16 @@ _MOST_ROWS = 100
 def _table(table: Table, state: State | None) -> State:
     rows = [] if state is None else rows_of(table, state)
     rows.sort(key=lambda row: _order(_at(row, table.sort)), reverse=table.descending)
+    columns = [
+        column
+        for column in table.columns
+        if not column.optional or any(_at(row, column.key) is not None for row in rows)
+    ]
     return {
         "spec": table,
+        "hidden": {column.key for column in table.columns} - {column.key for column in columns},
         "rows": [
-            [(column.kind, text(column.kind, _at(row, column.key))) for column in table.columns]
+            [(column.kind, text(column.kind, _at(row, column.key))) for column in columns]
             for row in rows[:_MOST_ROWS]
         ],
         "count": len(rows),
@@ -396,7 +436,12 @@ def _order(value: Any) -> tuple[int, Any]:
 def _figure(figure: Figure, state: State | None) -> State:
     series = [] if state is None else _at(state["history"], figure.series)
     value = None if state is None else _at(state, figure.key)
-    return {"spec": figure, "value": text(figure.kind, value), "line": line(series, _top(series))}
+    return {
+        "spec": figure,
+        "value": text(figure.kind, value),
+        "line": line(series, _top(series)),
+        "hidden": figure.optional and value is None,
+    }
 
 
 def _chart(chart: Chart, state: State | None) -> State:
