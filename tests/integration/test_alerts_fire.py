@@ -132,7 +132,8 @@ async def test_the_alerts_fire_for_what_they_are_about(tmp_path: Path) -> None:
                 await fetch(port, "/")
                 while await prometheus.values(total) != [1]:
                     await trio.sleep(0.2)
-                assert await prometheus.firing() == {}
+                while await prometheus.firing():  # it can have scraped before anything listened
+                    await trio.sleep(0.2)
 
                 clients = [await open_client(port) for _ in range(4)]
                 await clients[0].send("GET", "/endless")  # and read nothing

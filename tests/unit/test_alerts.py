@@ -37,6 +37,7 @@ def promtool(*arguments: str) -> None:
 
 
 def test_promtool_accepts_the_rules_and_their_tests_pass() -> None:
+    promtool("check", "config", "prometheus.yml")
     promtool("check", "rules", RULES.name)
     promtool("test", "rules", "weirpool.rules.test.yml")
 
@@ -109,7 +110,7 @@ def test_promtool_reads_every_expression_of_the_dashboard(tmp_path: Path) -> Non
 
 
 def test_the_dashboards_structure_is_what_grafana_imports() -> None:
-    """There is no Grafana here: this checks what its JSON model requires of such a dashboard."""
+    """What the schema does not say: ids, places, data sources, labels of legends."""
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     variables = {item["name"] for item in DASHBOARD["templating"]["list"]}

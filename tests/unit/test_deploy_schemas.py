@@ -188,6 +188,32 @@ def test_the_services_fit_the_configuration_and_each_other() -> None:
     assert yaml.safe_load(source)["datasources"][0]["url"] == "http://prometheus:9090"
 
 
+def lost(given: Any, kept: Any, path: str = "") -> set[str]:
+    """The keys of `given` that are not in `kept`, or have another value there."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        parts = [lost(given[key], kept.get(key), f"{path}.{key}") for key in given]
+    elif isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
+        parts = [lost(one, other, path) for one, other in zip(given, kept, strict=True)]
+    else:
+        return set() if given == kept else {path}
+    return set().union(*parts)
+
+
+def test_grafanas_own_model_reads_the_dashboard_and_loses_nothing() -> None:
+    needs("grafana_foundation_sdk")
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.cog.plugins import register_default_plugins
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    register_default_plugins()
+    given = json.loads((DEPLOY / "grafana/weirpool.json").read_text())
+    kept = json.loads(JSONEncoder(sort_keys=True).encode(Dashboard.from_json(given)))
+    assert lost(given, kept) == {  # Grafana writes these, and its model does not have them
+        ".templating.list.definition",
+        *(f".annotations.list.{key}" for key in ("builtIn", "titleFormat", "textFormat")),
+    }
+
+
 CONFIGURED = "/etc/weirpool/weirpool.yaml"
 """Where the container's command reads its configuration."""
 
