@@ -66,8 +66,14 @@ Copy = Callable[[bytearray | bytes, int, int], None]
 class Feed(Protocol):
     """What a tap needs of a view's part for one exchange."""
 
+    def wants(self, number: int, *, begins: bool) -> bool:
+        """Whether to `put` a record of the event with this number, `begins`: its first. An event
+        for which there is no room is counted as lost.
+        """
+        ...
+
     def put(self, record: Record) -> None:
-        """Take a record, or count it as lost."""
+        """Take a record that it wants."""
         ...
 
     def put_head(self, head: dict[str, Any]) -> None:
@@ -129,8 +135,9 @@ class Tap(Watcher):
         self._begin(UPSTREAM, "arrived", (event,))
 
     def called(self, owner: Owner, event: Event, result: Any, seconds: float) -> None:
-        what, events, problem = _outcome(event, result)
-        self._put(owner.name, what, events, seconds, problem)
+        if self._feeds_for(begins=False):
+            what, events, problem = _outcome(event, result)
+            self._put(owner.name, what, events, seconds, problem)
 
     def added(self, events: Sequence[Event]) -> None:
         self._is_body, self._event = False, None
@@ -206,19 +213,23 @@ class Tap(Watcher):
     def _show(self, text: bytes, cut: int = 0) -> None:
         """Show what no hook sees. `cut`: bytes that it lacks."""
         self._number += 1
-        cut += max(0, len(text) - MAX_TEXT_BYTES)
-        record = Record(
+        feeds = self._feeds_for(begins=True)
+        if not feeds:
+            return
+        arrived = Record(
             self._number,
             self._now(),
             UPSTREAM,
             "arrived",
             (text[:MAX_TEXT_BYTES],),
-            cut,
+            cut + max(0, len(text) - MAX_TEXT_BYTES),
             is_body=self._is_body,
             begins=True,
         )
-        self._give(record)
-        self._give(record._replace(stage=CLIENT, what="unchanged", texts=(), cut=0, begins=False))
+        left = arrived._replace(stage=CLIENT, what="unchanged", texts=(), cut=0, begins=False)
+        for feed in feeds:
+            feed.put(arrived)
+            feed.put(left)
 
     # --- head and end
 
@@ -263,6 +274,9 @@ class Tap(Watcher):
         problem: str | None = None,
         begins: bool = False,
     ) -> None:
+        feeds = self._feeds_for(begins=begins)
+        if not feeds:
+            return
         try:
             texts, cut = [], 0
             for event in events:
@@ -271,24 +285,24 @@ class Tap(Watcher):
                 cut += max(0, len(text) - MAX_TEXT_BYTES)
         except Exception as error:  # an event that cannot be encoded: the chain reports it
             texts, cut, what, problem = [], 0, "failed", problem or type(error).__name__
-        self._give(
-            Record(
-                self._number,
-                self._now(),
-                stage,
-                what,
-                tuple(texts),
-                cut,
-                seconds,
-                problem,
-                self._is_body,
-                begins,
-            )
+        record = Record(
+            self._number,
+            self._now(),
+            stage,
+            what,
+            tuple(texts),
+            cut,
+            seconds,
+            problem,
+            self._is_body,
+            begins,
         )
-
-    def _give(self, record: Record) -> None:
-        for feed in tuple(self._feeds):
+        for feed in feeds:
             feed.put(record)
+
+    def _feeds_for(self, *, begins: bool) -> list[Feed]:
+        """The feeds that want a record of the current event."""
+        return [feed for feed in self._feeds if feed.wants(self._number, begins=begins)]
 
     def _fail(self) -> None:
         """A fault of the inspector must not reach the stream."""

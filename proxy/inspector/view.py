@@ -20,9 +20,11 @@ __all__ = ["MAX_ITEMS", "MAX_QUEUED_BYTES", "View", "ViewFeed"]
 MAX_ITEMS = 4096
 """Records that a view keeps for a client that reads slowly."""
 MAX_QUEUED_BYTES = 1 << 21
-"""Bytes of events that a view keeps, without the stages of the last event."""
+"""Bytes of events that a view keeps, without the last event."""
 _MAX_PENDING, _MAX_PENDING_BYTES = 24, 1 << 12
 """Messages of a stream, and bytes of one, that are kept until it is known whether it matches."""
+
+_SLICE = 32
 
 _Item = Record | tuple[str, dict[str, Any]]
 
@@ -51,15 +53,16 @@ class View:
             return False
         return self.wanted.exchange is not None or not self.accepts
 
-    def has_room(self, size: int) -> bool:
-        """Whether an event of this size can be kept."""
-        return len(self._queue) < MAX_ITEMS and self._bytes + size <= MAX_QUEUED_BYTES
+    @property
+    def has_room(self) -> bool:
+        """Whether another event can be kept."""
+        return len(self._queue) < MAX_ITEMS and self._bytes < MAX_QUEUED_BYTES
 
     def wants(self, about: dict[str, Any]) -> bool:
         """Whether to watch an exchange. One that would not fit is counted as lost."""
         if not self.wanted.matches(about):
             return False
-        if not self.has_room(0):
+        if not self.has_room:
             self._lost_streams += 1
             return False
         return True
@@ -77,14 +80,22 @@ class View:
         self._queue.append((feed, item))
         self._bytes += size
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to take."""
+        return not self._queue
+
     def take(self) -> list[bytes]:
-        """The messages of everything queued. Never blocks."""
+        """The messages of what was queued first, as many as are encoded in about a millisecond. Never
+        blocks.
+        """
         messages: list[bytes] = []
-        while self._queue:
+        for _ in range(min(len(self._queue), _SLICE)):
             feed, item = self._queue.popleft()
+            if isinstance(item, Record):
+                self._bytes -= sum(map(len, item.texts))
             messages += feed.messages_of(item)
-        self._bytes = 0
-        if self._lost_streams:
+        if self._lost_streams and not self._queue:
             messages.append(message("lost", {"streams": self._lost_streams}))
             self._lost_streams = 0
         return messages
@@ -136,17 +147,21 @@ class ViewFeed:
 
     # --- the tap's side
 
-    def put(self, record: Record) -> None:
-        """Keep a record, or count its event as lost."""
-        if record.number == self._losing or not self._wants_events:
-            return
-        size = sum(map(len, record.texts))
-        if record.begins and not self._view.has_room(size):
+    def wants(self, number: int, *, begins: bool) -> bool:
+        """Whether there is room for a record of an event; if not, the whole event is lost."""
+        if number == self._losing or not self._wants_events:
+            return False
+        if begins and not self._view.has_room:
             self._lost += 1
-            self._losing = record.number
-            return
-        self._put_lost()
-        self._view.keep(self, record, size)
+            self._losing = number
+            return False
+        return True
+
+    def put(self, record: Record) -> None:
+        """Keep a record."""
+        if self._lost:
+            self._put_lost()
+        self._view.keep(self, record, sum(map(len, record.texts)))
 
     def put_head(self, head: dict[str, Any]) -> None:
         """Keep the head."""
@@ -154,16 +169,16 @@ class ViewFeed:
 
     def put_end(self, end: dict[str, Any]) -> None:
         """Keep the end."""
-        self._put_lost()
+        if self._lost:
+            self._put_lost()
         if self._lost_in_all:
             end = {**end, "lost": self._lost_in_all}
         self._view.keep(self, ("end", end))
 
     def _put_lost(self) -> None:
-        if self._lost:
-            self._lost_in_all += self._lost
-            lost, self._lost = self._lost, 0
-            self._view.keep(self, ("lost", {"events": lost}))
+        lost, self._lost = self._lost, 0
+        self._lost_in_all += lost
+        self._view.keep(self, ("lost", {"events": lost}))
 
     # --- the client's side
 

@@ -7,7 +7,7 @@ that reads slowly fills the queues of the views, which then lose events. No stre
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -28,7 +28,8 @@ _TAKE_S = 0.05
 _PING_S = 15.0
 _CLOSE_S = 1.0
 
-Send = Callable[[bytes], Any]
+Send = Callable[[list[bytes]], Awaitable[None]]
+"""Sends messages to a client or a sibling."""
 
 
 class Inspecting:
@@ -113,7 +114,7 @@ class Inspecting:
         try:
             view = self._inspector.open(wanted)
         except TooManyViews:
-            await send(message("lost", {"worker": self._inspector.worker}))
+            await send([message("lost", {"worker": self._inspector.worker})])
             return
         try:
             await self._send_view(view, send)
@@ -122,31 +123,33 @@ class Inspecting:
 
     async def _send_view(self, view: View, send: Send) -> None:
         while not self._over():
-            for data in view.take():
-                await send(data)
+            messages = view.take()
+            if messages:
+                await send(messages)
             if view.over:
                 return
-            await trio.sleep(_TAKE_S)
+            # Between two slices, streams go first.
+            await trio.sleep(_TAKE_S if view.is_empty else 0)
 
     async def _remote(self, other: int, wanted: Wanted, send: Send) -> None:
         assert self._siblings is not None
         stream = await self._siblings.connect(other, {"view": msgspec.to_builtins(wanted)})
         if stream is None:
-            await send(message("lost", {"worker": other}))
+            await send([message("lost", {"worker": other})])
             return
         pending = b""
         async with stream:
             with suppress(trio.BrokenResourceError):  # the worker has ended
                 async for chunk in stream:
                     *whole, pending = (pending + chunk).split(b"\n\n")
-                    for data in whole:
-                        await send(data + b"\n\n")
+                    if whole:
+                        await send([data + b"\n\n" for data in whole])
 
     async def _show_sibling(self, asked: dict[str, Any], stream: trio.SocketStream) -> None:
         """Send this worker's messages to the sibling that asked, until it closes the stream."""
 
-        async def send(data: bytes) -> None:
-            await stream.send_all(data)
+        async def send(messages: list[bytes]) -> None:
+            await stream.send_all(b"".join(messages))
 
         wanted = msgspec.convert(asked, Wanted)
         async with trio.open_nursery() as nursery:
@@ -175,14 +178,14 @@ class _Sources:
         """Send the messages of one worker."""
         own = object()
 
-        async def send(data: bytes) -> None:
-            if data.startswith(BEGIN):
+        async def send(messages: list[bytes]) -> None:
+            if any(data.startswith(BEGIN) for data in messages):
                 self.shown = True
                 if self._wanted.once:
                     for other, scope in tuple(self._running.items()):
                         if other is not own:
                             scope.cancel()
-            await self._sends.send(data)
+            await self._sends.send(b"".join(messages))
 
         with trio.CancelScope() as self._running[own]:
             await source(self._wanted, send)
