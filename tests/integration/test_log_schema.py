@@ -1,4 +1,6 @@
-"""Every line of a run with failures of all kinds is valid by docs/log-schema.json."""
+"""Every line of a run with failures of all kinds is valid by docs/log-schema.json, and names its
+exchange, if it belongs to one.
+"""
 
 from __future__ import annotations
 
@@ -91,6 +93,14 @@ SEEN = {
 """An author's event, a library's, what was printed, and a warning, besides ours."""
 
 
+OF_EXCHANGES = {
+    *("guard_stopped", "interceptor_failed", "interceptor_slow", "interceptor_waited"),
+    *("reconnect", "unread_part", "usage", "own_event", "from a library", "printed", "a warning"),
+}
+NAMES = ("client", "path", "pid")
+"""What joins the lines of an exchange, besides its id."""
+
+
 async def upstream(peer: Peer) -> None:
     while True:
         target = (await peer.request()).target
@@ -151,5 +161,10 @@ async def test_every_line_of_a_run_with_failures_is_valid(tmp_path: Path) -> Non
     problems = [(error.message, line) for line in lines for error in VALIDATOR.iter_errors(line)]
     assert not problems
     assert SEEN - {line["event"] for line in lines} == set()
+    exchanges = {line["request_id"]: line for line in lines if line["event"] == "exchange"}
+    for line in lines:
+        if line["event"] in OF_EXCHANGES:
+            its = exchanges[line["request_id"]]
+            assert [line[name] for name in NAMES] == [its[name] for name in NAMES], line
     (died,) = [line for line in lines if line["event"] == "worker_died"]
     assert died["pid"] == killed
