@@ -78,13 +78,13 @@ class OtelSdk:
             parent = _context_of(span.parent.span_id, span, span.parent.flags, state, remote=True)
         status = Status(StatusCode.UNSET)
         if finished.error is not None:
-            status = Status(StatusCode.ERROR, finished.error or None)
+            status = Status(StatusCode.ERROR, _encodable(finished.error) or None)
         exported = ReadableSpan(
-            finished.name,
+            _encodable(finished.name),
             _context_of(span.span_id, span, span.flags, state, remote=False),
             parent=parent,
             resource=self._resource,
-            attributes=self._shortened(finished.attributes),
+            attributes=self._texts(finished.attributes),
             events=[
                 Event(event.name, event.attributes, span.nanoseconds(event.at))
                 for event in sorted(span.events, key=lambda event: event.at)
@@ -103,15 +103,17 @@ class OtelSdk:
         for processor in self._processors:
             processor.shutdown()  # type: ignore[no-untyped-call]
 
-    def _shortened(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT` applied."""
-        longest = self._longest
-        if longest is None:
-            return attributes
+    def _texts(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Attributes with their texts as they can be sent."""
         return {
-            name: value[:longest] if isinstance(value, str) else value
+            name: _encodable(value)[: self._longest] if isinstance(value, str) else value
             for name, value in attributes.items()
         }
+
+
+def _encodable(text: str) -> str:
+    """Text without halves of surrogates, with which a whole batch could not be encoded."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _context_of(
