@@ -5,11 +5,13 @@ For tests of the dashboard, and for its pictures in the docs (`tests/bench/pictu
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import h11
@@ -28,16 +30,16 @@ reverse_proxy:
   upstreams:
     - name: llm
       endpoints: [%(urls)s]
-      headers: {set: {authorization: "Bearer ${KEY}"}}
     - {name: tools, endpoints: [%(first)s]}
     - {name: old, endpoints: ["http://127.0.0.1:9"]}
   routes:
-    - {path: /v1, upstream: llm, dialect: openai, interceptors: [limit, budget, redact]}
+    - {path: /v1, upstream: llm, dialect: openai, interceptors: [keys, limit, budget, redact]}
     - {path: /tools, upstream: tools, interceptors: [redact]}
     - {path: /old, upstream: old}
   limits: {max_streams: 200, max_event_bytes: 65536}
   health: {consecutive_failures: 3, eject: 60}
 interceptors:
+  - {name: keys, use: api_keys, options: {upstream: "Bearer ${KEY}", keys: {%(keys)s}}}
   - {name: limit, use: rate_limit, options: {requests_per_minute: 6000}}
   - {name: budget, use: budget, options: {limits: [{per: hour, by: route, tokens: 500000}]}}
   - {name: redact, use: redact, options: {patterns: ["sk-[A-Za-z0-9]{20,}"]}}
@@ -60,11 +62,19 @@ LAST = (
 )
 
 
+CLIENTS = ("ann", "ben", "ci", "search", "support")
+
+
+def hash_of(name: str) -> str:
+    return hashlib.sha256(f"key-of-{name}".encode()).hexdigest()
+
+
 @dataclass
 class Scene:
     process: Process
     port: int
     admin: int
+    numbers: Iterator[int] = field(default_factory=count)
 
     @property
     def dashboard(self) -> str:
@@ -75,7 +85,8 @@ class Scene:
         body = b'{"model":"small","stream":true,"messages":[]}'
         client = await open_client(self.port)
         try:
-            headers = [("Content-Type", "application/json")]
+            key = f"Bearer key-of-{CLIENTS[next(self.numbers) % len(CLIENTS)]}"
+            headers = [("Content-Type", "application/json"), ("Authorization", key)]
             await client.send("POST", target, headers, body)
             answer = await client.head()
             if read is None:
@@ -121,8 +132,7 @@ async def open_scene(
             request = await peer.request()
             await trio.sleep(rng.lognormvariate(-2.5, 0.7))
             await peer.start_stream()
-            if request.target.startswith(b"/hold"):
-                await peer.chunk(delta("one"))
+            if b"hold" in request.target:
                 await peer.wait_closed()
             for _ in range(rng.randrange(20, 300)):
                 await trio.sleep(event_s * rng.random() * 2)
@@ -136,6 +146,7 @@ async def open_scene(
             "urls": f'"{one.url}", "{two.url}"',
             "first": f'"{one.url}"',
             "admin": admin,
+            "keys": ", ".join(f'{name}: "sha256:{hash_of(name)}"' for name in CLIENTS),
             "token": ', token: "${TOKEN}"' if token else "",
         }
         file.write_text(CONFIG % names)

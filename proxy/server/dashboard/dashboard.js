@@ -37,6 +37,7 @@ const kinds = {
         return days ? `${days} d ${two(hours % 24)} h` : `${hours} h ${two(minutes % 60)} min`;
     },
     time: value => new Date(value * 1000).toISOString().replace("T", " ").slice(0, 19) + " UTC",
+    clock: value => new Date(value * 1000).toISOString().slice(11, 19),
 };
 const text = (kind, value) => value === null || value === undefined ? NONE : kinds[kind](value);
 const at = (value, path) => path.split(".").reduce((item, key) => item === null || item === undefined ? item : item[key], value);

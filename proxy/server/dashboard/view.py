@@ -66,7 +66,7 @@ class Chart(msgspec.Struct, frozen=True):
 
 
 FIGURES = [
-    Figure("streams", "Open exchanges", "streams", "count", "streams", "open now"),
+    Figure("streams", "Open", "streams", "count", "streams", "open exchanges"),
     Figure(
         "exchanges", "Exchanges/s", "rates.exchanges", "rate", "exchanges", "ended, in a second"
     ),
@@ -297,7 +297,7 @@ TABLES = [
             Column("used", "Used", "count", "as of the last request"),
             Column("of", "Limit", "count"),
             Column("share", "Share", "share"),
-            Column("at", "Last request", "time"),
+            Column("at", "Last request", "clock", "UTC"),
         ],
         "share",
         empty="none in use",
@@ -520,6 +520,7 @@ _KINDS: dict[str, Callable[[Any], str]] = {
     "age": _age,
     "percent": lambda value: f"{value * 100:.1f} %",
     "time": _time,
+    "clock": lambda value: time.strftime("%H:%M:%S", time.gmtime(value)),
 }
 _KINDS["bad"] = _KINDS["count"]
 _KINDS["share"] = _KINDS["percent"]
