@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -36,7 +36,8 @@ def status_of(worker: Worker) -> dict[str, Any]:
     - `recent`: seconds, and `Counts` of them; `window`: `Counts` of the last minute
     - `steps`: of `History`
     """
-    seconds, counts = worker.history.recent()
+    seconds, counts, minute = worker.history.latest()
+    routes = _routes(worker)
     return {
         "pid": os.getpid(),
         "started_at": round(worker.started_at, 3),
@@ -51,8 +52,8 @@ def status_of(worker: Worker) -> dict[str, Any]:
         "upstreams": {
             name: _upstream(transport) for name, transport in worker.routes.transports.items()
         },
-        "routes": _routes(worker),
-        "interceptors": _interceptors(worker),
+        "routes": routes,
+        "interceptors": _interceptors(worker, routes),
         "limits": _limits(worker),
         "budgets": [
             {
@@ -73,7 +74,7 @@ def status_of(worker: Worker) -> dict[str, Any]:
         },
         "reload": None if (last := worker.reloads.last) is None else msgspec.to_builtins(last),
         "recent": (seconds, counts),
-        "window": worker.history.window(),
+        "window": minute,
         "steps": list(worker.history.steps),
     }
 
@@ -179,14 +180,14 @@ def _whole(counts: Iterable[tuple[str, float]]) -> dict[str, int]:
     return {name: int(count) for name, count in counts}
 
 
-def _interceptors(worker: Worker) -> list[dict[str, Any]]:
+def _interceptors(worker: Worker, routes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each interceptor with its time, and the events of the routes that use it."""
     totals = worker.generations.interceptor_totals()
     events: dict[str, int] = dict.fromkeys(totals, 0)
-    for route in worker.routes.routes:
-        counts = worker.metrics.routes[route.name].moved()
+    for route in routes:
+        counts = route["events"]
         seen = counts["passed"] + counts["changed"] + counts["dropped"]
-        for name in {owner.name for owner in route.chain.owners}:
+        for name in set(route["interceptors"]):
             events[name] = events.get(name, 0) + seen
     uses = {item.name: item.use for item in worker.config.interceptors}
     return [

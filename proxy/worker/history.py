@@ -153,20 +153,18 @@ class History:
                 total.times[name] = counts
         return total
 
-    def recent(self) -> tuple[float, Counts]:
-        """Seconds, at least `_LEAST_S` once the worker is that old, and what happened in them."""
+    def latest(self) -> tuple[float, Counts, Counts]:
+        """Seconds, at least `_LEAST_S` once the worker is that old, what happened in them, and what
+        happened in the last minute.
+        """
         now, counts = time.monotonic(), self.counts()
         at, before = next(
             (mark for mark in reversed(self._marks) if now - mark[0] >= _LEAST_S), self._marks[0]
         )
-        return now - at, counts - before
-
-    def window(self) -> Counts:
-        """What happened in the last minute."""
-        counts = self.counts() - self._marks[-1][1]
+        minute = counts - self._marks[-1][1]
         for step in islice(reversed(self.steps), _WINDOW):
-            counts += step.counts
-        return counts
+            minute += step.counts
+        return now - at, counts - before, minute
 
     def note(self, number: int) -> None:
         """End the step before `number`."""
