@@ -148,8 +148,8 @@ class Log(Settings, frozen=True):
     [can be changed](monitoring.md#change-the-level) while the process runs.
     """
     fields: list[Annotated[ExchangeField, in_order(ExchangeField)]] | None = None
-    """The fields of the `exchange` line, besides `event`, `level`, `timestamp`, `pid` and `sample`.
-    null: all.
+    """The fields of the `exchange` line, besides `event`, `level`, `timestamp`, `pid` and `sample`,
+    and those of them that other lines of an exchange get. null: all.
     """
     sample: Annotated[float, Meta(ge=0, le=1)] = 1.0
     """The share of successful exchanges (`completed`, with a status below 400) that are logged.

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from typing import Any, Literal, Protocol
 
@@ -126,6 +126,8 @@ class _Output:
         self.render: Callable[[Event], str] = render_json
         self.level = logging.INFO
         self.pid = os.getpid()
+        self.joined_by: Collection[str] | None = None
+        """Which fields lines of an exchange get that do not have them; None: all."""
         # Without standard error its descriptor may belong to any other file.
         fd = None if sys.stderr is None and sys.__stderr__ is None else STDERR
         self.writer = LogWriter(
@@ -182,12 +184,16 @@ def _named(event: Event) -> Event:
     """The event with the exchange to which it belongs."""
     served = EXCHANGE.get()
     if served is not None:
-        event.setdefault("request_id", served.request_id)
-        event.setdefault("client", served.client_name)
-        event.setdefault("path", served.path[:LONGEST_PATH])
+        names: dict[str, object] = {
+            "request_id": served.request_id,
+            "client": served.client_name,
+            "path": served.path[:LONGEST_PATH],
+        }
         if (span := SPAN.get()) is not None:
-            event.setdefault("trace_id", span.trace_id)
-            event.setdefault("span_id", span.span_id)
+            names |= {"trace_id": span.trace_id, "span_id": span.span_id}
+        for name, value in names.items():
+            if output.joined_by is None or name in output.joined_by:
+                event.setdefault(name, value)
     return event
 
 

@@ -25,7 +25,7 @@ from .generations import Generations
 from .history import History
 from .live import LiveExchange
 from .log_level import CurrentLevel
-from .logs import configure_logging
+from .logs import configure_logging, output
 from .metrics import Metrics
 from .reloads import Reloads
 from .routes import Route, RouteTable
@@ -87,6 +87,7 @@ class Worker:
         self.log_level = CurrentLevel(self.memories, self.memory, config.log.level)
         """The level of the log; other workers and the supervisor can change it, too."""
         self.log_level.follow()
+        output.joined_by = config.log.fields
         self.via = Via(new_pseudonym())
         """This instance in the `Via` header. `weirpool serve` gives all of its workers the same."""
         self.hub: Hub | None = None
@@ -149,6 +150,7 @@ class Worker:
         if config.log.format != before.log.format:
             configure_logging(config.log.format, config.log.level)
         self.log_level.configure(config.log.level)
+        output.joined_by = config.log.fields
 
     def enter(self, exchange: LiveExchange) -> None:
         """Register an exchange. A refused one is tracked until answered but does not count against
