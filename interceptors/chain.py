@@ -30,7 +30,6 @@ class Chain:
         "_heads",
         "_requests",
         "_streams",
-        "changes_streams",
         "owners",
         "sees_heads",
         "sees_json",
@@ -57,9 +56,7 @@ class Chain:
         """Whether `on_response` does anything."""
         self.sees_streams = bool(self._streams)
         """Whether some interceptor may see events, so that bodies must arrive uncompressed."""
-        self.changes_streams = any(owner.changes for owner in self._streams)
-        """Whether some interceptor may change a body."""
-        self.sees_responses = self.sees_heads or self.changes_streams
+        self.sees_responses = self.sees_heads or self.sees_streams
         """Whether some interceptor sees responses, so their content headers must be consistent."""
         self.sees_json = any(owner.interceptor.wants_json for owner in self._streams)
         """Whether some interceptor may want the body of an `application/json` response."""

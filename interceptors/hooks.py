@@ -76,8 +76,6 @@ class Owner:
 
     outcome = Outcome.INTERCEPTED
     """The outcome of an exchange that it answers, or whose stream it ends."""
-    changes = True
-    """Whether it may change a response. What it must see and cannot then ends the exchange."""
 
     def __init__(self, name: str, interceptor: Interceptor) -> None:
         self.name = name

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 from ..paths import fold_path
@@ -19,6 +20,7 @@ from .reader import Reader
 __all__ = [
     "ANSWER_RULES",
     "AnswerRules",
+    "Readers",
     "has_one_answer",
     "is_call",
     "is_chat",
@@ -92,6 +94,7 @@ ANSWER_RULES: Mapping[str, AnswerRules] = {
 """By the names of `Request.dialect`; any other name is generic."""
 
 
+@lru_cache(maxsize=256)
 def readers_for(dialect: str, path: str) -> Readers:
     """The readers that may fit a response; with two, its first message decides. May be empty."""
     return ANSWER_RULES.get(dialect, _GENERIC).readers(_folded(path))
@@ -107,6 +110,7 @@ def may_be_mislabelled(dialect: str, path: str) -> bool:
     return not is_decided_by_path(dialect) or bool(readers_for(dialect, path))
 
 
+@lru_cache(maxsize=256)
 def is_call(path: str) -> bool:
     """Whether a POST to this path calls a model."""
     return _folded(path).endswith(_CALLS)

@@ -82,12 +82,7 @@ class MessageDriver:
         """The events that must be read at all: without hooks of content, few."""
         if self._deltas:
             return None
-        needles = {
-            needle
-            for reader in self._readers
-            for part, needle in reader.needles.items()
-            if part in self._handlers
-        }
+        needles = {reader.needles[part] for reader in self._readers for part in self._handlers}
         return re.compile(b"|".join(sorted(needles))) if needles else ()
 
     def ignore_content(self) -> None:

@@ -52,9 +52,11 @@ def read_counts(usage: dict[str, Any]) -> dict[str, Tokens]:
     counts: dict[str, Tokens] = {}
     for kind, places in _PLACES.items():
         for place in places:
-            value: Any = usage
-            for name in place:
-                value = value.get(name) if isinstance(value, dict) else None
+            value: Any = usage.get(place[0])
+            if len(place) == 2:
+                value = value.get(place[1]) if isinstance(value, dict) else None
+            if value is None:
+                continue
             tokens = read_number(value)
             if tokens is not None and not counts.get(kind):
                 counts[kind] = tokens
@@ -72,6 +74,8 @@ def merge_counts(counts: dict[str, Tokens], later: Mapping[str, Tokens | None]) 
 
 def read_number(value: Any) -> Tokens | None:
     """A count: a whole number, or a float, or digits in a string. None for anything else."""
+    if type(value) is int and 0 <= value < _MOST:
+        return value
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 17:
         value = int(value)
     if (

@@ -16,6 +16,8 @@ from interceptors import Outcome, Request
 from interceptors.chain import EventCounts, StreamChain
 from interceptors.hooks import Owner
 from interceptors.message import forget_body
+from interceptors.observing import Observer
+from interceptors.operation import Operation
 from pools import BufferScope
 
 from ..inspector import Tap
@@ -58,6 +60,12 @@ class Progress(msgspec.Struct, eq=False):
     phase: Phase = "admit"
     request: Request | None = None
     """The request as interceptors see it."""
+    operation: Operation | None = None
+    """The call that `telemetry.genai` records."""
+    observer: Observer | None = None
+    """Reads the upstream's answer for it."""
+    chunks: list[float] | None = None
+    """The times between events that it has seen, as `CellHistogram` keeps them."""
     upstream: UpstreamRequest | None = None
     chain: StreamChain | None = None
     """The interceptors of the response. The exchange closes it."""

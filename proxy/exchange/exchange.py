@@ -17,8 +17,9 @@ from typing import Any
 
 import trio
 
-from interceptors import Outcome, Request
+from interceptors import Outcome
 from interceptors.chain import EventCounts
+from interceptors.operation import Operation
 from pools import BufferScope
 
 from ..dialects import GENERIC, Dialect
@@ -186,6 +187,8 @@ class Exchange:
             client_timed_out=self._stream.timed_out,
         )
         progress.phase = "conclude"
+        if progress.observer is not None:
+            progress.observer.end(complete=outcome is Outcome.COMPLETED)
         if progress.chain is not None:
             await progress.chain.aclose(outcome)
             self._ended_at = current_time()
@@ -241,8 +244,9 @@ class Exchange:
         route, progress, ending = self.route_name, self._progress, self._ending
         tally = self._worker.metrics.routes[route]
         tally.durations.observe(self._ended_at - self.started_at, progress.trace_id)
-        if progress.request is not None and (call := progress.request.operation) is not None:
-            record_operation(self._worker, progress, call, outcome, ending.failure, self._ended_at)
+        if progress.operation is not None:
+            failure = ending.failure
+            record_operation(self._worker, progress, outcome, failure, self._ended_at)
         if not ending.whole:
             kind = getattr(ending.failure, "kind", None)
             tally.account(outcome, kind, progress.first_byte_s, progress.trace_id)
@@ -317,7 +321,7 @@ class Exchange:
     def describe(self) -> dict[str, Any]:
         """The exchange in `/status`."""
         counts, upstream, request = self.counts, self._progress.upstream, self._progress.request
-        endpoint = None if upstream is None else upstream.asked
+        endpoint, operation = None if upstream is None else upstream.asked, self._progress.operation
         path = self._request.target.path.decode("utf-8", "backslashreplace")
         return {
             "id": self.number,
@@ -328,7 +332,7 @@ class Exchange:
             "client": (request or self._request).client_name,
             "method": self._request.method[:_MOST_SHOWN],
             "path": path[:_MOST_SHOWN],
-            "call": None if request is None else _call_of(request),
+            "call": None if operation is None else _call_of(operation),
             "phase": self._progress.phase,
             "age": round(current_time() - self.started_at, 3),
             "bytes": self.bytes_downstream,
@@ -362,11 +366,8 @@ class Exchange:
         return GENERIC if route is None else route.dialect
 
 
-def _call_of(request: Request) -> str | None:
+def _call_of(operation: Operation) -> str | None:
     """The model of an LLM call, or the method and tool of an MCP call, as far as they are known."""
-    operation = request.operation
-    if operation is None:
-        return None
     names = (operation.mcp_method, operation.tool or operation.prompt)
     if operation.mcp_method is None:
         names = (operation.response_model or operation.request_model, None)

@@ -36,6 +36,7 @@ from ..hub import current_time
 from ..relay.heartbeat import with_heartbeats
 from ..upstream import Fields, UpstreamBody, UpstreamCall
 from .context import ExchangeContext
+from .observe import open_observer
 from .response_body import look_at, read_json
 from .tapping import show_head
 from .upstream_call import ReceivedHead
@@ -103,6 +104,8 @@ async def on_response(ctx: ExchangeContext, received: ReceivedHead) -> PreparedR
         ctx.progress.upstream_request_id = fields.get(name)
     if not REFERENCE_FIELDS.isdisjoint(fields):
         headers = _with_client_references(ctx, headers, received.call)
+    if ctx.progress.operation is not None:
+        open_observer(ctx, ctx.progress.operation, received)
     if ctx.progress.request is None and ctx.progress.tap is None and not begun:
         return _passed(ctx, received, headers)
     shown = ShownHead(received.status, headers, received.media_type, received.content_coding, None)
@@ -170,6 +173,8 @@ def _whole_body(ctx: ExchangeContext, received: ReceivedHead) -> bytes:
     whole = received.body.take()
     if whole:
         ctx.progress.first_body_at = current_time()
+        if ctx.progress.observer is not None:
+            ctx.progress.observer.read_body(whole)
     return whole
 
 
@@ -184,8 +189,6 @@ async def _show_head(
         is_encoded=coding != "identity",
         headers=ctx.request.headers,
     )
-    if request.operation is not None:
-        request.operation.status = received.status
     head = ResponseHead(received.status, headers, request)
     if route.chain.sees_heads:
         answer = await route.chain.on_response(head)
@@ -240,7 +243,7 @@ def _stands_for_changed(ctx: ExchangeContext, shown: ShownHead) -> bool:
     describe any body.
     """
     chain, request = ctx.route.chain, ctx.progress.request
-    if request is None or not chain.changes_streams:
+    if request is None or not chain.sees_streams:
         return False
     if request.method != "HEAD" and shown.status != 304:
         return False

@@ -136,6 +136,8 @@ async def on_request(ctx: ExchangeContext, length: bytes | None) -> OutgoingRequ
         ctx.watch_client()
         return answer
     has_body, chain = ctx.body.expects_body, ctx.route.chain
+    if ctx.route.observer is not None and ctx.request.method == "POST":
+        ctx.progress.operation = Operation(ctx.route.dialect.name)
     body: Body = b""
     expects_continue = False
     if has_body:
@@ -159,8 +161,8 @@ async def on_request(ctx: ExchangeContext, length: bytes | None) -> OutgoingRequ
             length = b"%d" % len(body)
     if answer is not None:
         return answer
-    if request is not None and request.operation is not None:
-        body = await observe_request(ctx, request, request.operation, body, length)
+    if ctx.progress.operation is not None:
+        body = await observe_request(ctx, ctx.progress.operation, request, body, length)
     return OutgoingRequest(request, body, length, expects_continue)
 
 
@@ -194,7 +196,7 @@ def _own_answer(ctx: ExchangeContext) -> Response | None:
 
 def _request_for_hooks(ctx: ExchangeContext, has_body: bool) -> Request:
     route, client = ctx.route, ctx.request
-    hidden = _FRAMING_AND_RANGES if route.chain.changes_streams else _FRAMING
+    hidden = _FRAMING_AND_RANGES if route.chain.sees_streams else _FRAMING
     request = Request(
         method=client.method,
         path=client.target.normal,
@@ -208,8 +210,7 @@ def _request_for_hooks(ctx: ExchangeContext, has_body: bool) -> Request:
         has_body=has_body,
         request_id=client.request_id,
     )
-    if route.observes and client.method == "POST":
-        request.operation = Operation(route.dialect.name)
+    request.operation = ctx.progress.operation
     request.target = client.target.raw
     request.sessions = route.sessions
     if ctx.progress.span is not None:
@@ -313,7 +314,11 @@ def call_upstream(ctx: ExchangeContext, outgoing: OutgoingRequest) -> Awaitable[
         ctx.nursery,
         partial(pass_interim, ctx),
         response.ask_for_body if outgoing.expects_continue else None,
-        identity=ctx.route.chain.sees_streams or heartbeat_s is not None,
+        identity=(
+            ctx.route.chain.sees_streams
+            or heartbeat_s is not None
+            or ctx.progress.operation is not None
+        ),
         span=ctx.progress.span,
     )
     if heartbeat_s is None:
@@ -354,11 +359,10 @@ def relay(ctx: ExchangeContext, stream: ResponseStream) -> Awaitable[None]:
     resume: Resume | None = None
     if response.status == 200 and response.may_add and upstream.may_repeat:
         resume = Resume(route.reconnect, route.dialect, route.limits.max_event_bytes)
-    chain, request = ctx.progress.chain, ctx.progress.request
+    chain = ctx.progress.chain
     gaps: EventGaps | None = None
-    if stream.is_sse and chain is not None and chain.wants_events and request is not None:
-        tally = ctx.worker.metrics.routes[route.name]
-        gaps = tally.gaps_of_stream(keeps_own=request.operation is not None)
+    if stream.is_sse and chain is not None and chain.wants_events:
+        gaps = ctx.worker.metrics.routes[route.name].gaps_of_stream()
     ctx.progress.relay = moved = open_relay(
         stream.body,
         response.writer,
@@ -369,6 +373,7 @@ def relay(ctx: ExchangeContext, stream: ResponseStream) -> Awaitable[None]:
         wrote_before_body=response.writer.bytes_sent > 0,
         resume=resume,
         gaps=gaps,
+        observe=None if ctx.progress.observer is None else ctx.progress.observer.feed,
     )
     if ctx.progress.tap is not None:
         copy_unseen(ctx.progress.tap, moved)

@@ -87,6 +87,8 @@ async def read_json(
         chain.begin_large_body(lease.buffer, size)
         _unread(body, lease.buffer, size)
     else:
+        if ctx.progress.observer is not None:
+            ctx.progress.observer.read_body(bytes(lease.buffer[:size]))
         with memoryview(lease.buffer)[:size] as view:
             changed = await chain.process_body(view)
             result = JsonBody(bytes(view) if changed is None else changed, changed is not None)

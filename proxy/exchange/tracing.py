@@ -67,7 +67,7 @@ def finish_span(
     ended: Ended,
 ) -> FinishedSpan:
     """A sampled span with everything that is known at the exchange's end."""
-    operation = None if progress.request is None else progress.request.operation
+    operation = progress.operation
     error_type, error = _error_of(operation, progress, ended)
     attributes = _http_attributes(request, route, ended.status)
     attributes |= _own_attributes(request, route, progress, ended.ending)

@@ -19,7 +19,7 @@ from .gaps import EventGaps
 from .mover import Mover
 from .passing import PassingRelay
 from .resume import Resume
-from .step import Relay
+from .step import Copy, Relay
 
 __all__ = ["EventGaps", "Mover", "Need", "Relay", "open_relay"]
 
@@ -35,6 +35,7 @@ def open_relay(
     wrote_before_body: bool = False,
     resume: Resume | None = None,
     gaps: EventGaps | None = None,
+    observe: Copy | None = None,
 ) -> Relay:
     """The relay of a body, after both heads are done. It owns nothing but the leases it borrows.
 
@@ -42,6 +43,7 @@ def open_relay(
     come from the pool for events. `wrote_before_body`: a heartbeat was sent before the body.
     `resume`: only whole events leave, without those the client already has, and `continue_with` may
     be called after the body has ended. `gaps`: where the times between events are counted.
+    `observe` gets what the upstream sends, before any hook.
     """
     relay: Relay
     if resume is not None or (chain is not None and chain.wants_events):
@@ -49,6 +51,8 @@ def open_relay(
     else:
         relay = PassingRelay(body, writer, chain, pools, scope, sse=sse)
     relay.gaps = gaps
+    if observe is not None:
+        relay.observe(observe)
     if wrote_before_body:
         relay.note_own_write()
     return relay

@@ -115,6 +115,8 @@ class EventRelay(Relay):
             return _READ
         first, last = span
         self._note(last - first, now)
+        if self._observe is not None:
+            self._observe(buffer, first, last)
         if self._resume is not None:
             all_sent = self._take(self._resume, buffer, 0 if at else first, last)
         elif self._hooked is None:

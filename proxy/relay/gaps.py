@@ -20,30 +20,20 @@ GAP_BOUNDS = (
 class EventGaps:
     """The times between the events of one stream."""
 
-    __slots__ = ("_at", "_cells", "_last", "own")
+    __slots__ = ("_at", "_cells", "_last")
 
-    def __init__(self, cells: MutableSequence[float], at: int, *, keeps_own: bool) -> None:
-        """`cells[at]` is the sum, and `cells[at + 1]` the first bucket of `GAP_BOUNDS`. `keeps_own`:
-        also count for this stream alone.
-        """
+    def __init__(self, cells: MutableSequence[float], at: int) -> None:
+        """`cells[at]` is the sum, and `cells[at + 1]` the first bucket of `GAP_BOUNDS`."""
         self._cells = cells
         self._at = at
         self._last: float | None = None
-        self.own: list[float] | None = [0.0] * (len(GAP_BOUNDS) + 2) if keeps_own else None
-        """The sum and the buckets of this stream."""
 
     def note(self, count: int, now: float) -> None:
         """Note that so many events, 1 or more, have come at a time in seconds."""
         last, self._last = self._last, now
         if last is not None:
             gap = now - last
-            bucket = 1 + bisect_left(GAP_BOUNDS, gap)
             self._cells[self._at] += gap
-            self._cells[self._at + bucket] += 1.0
-            if self.own is not None:
-                self.own[0] += gap
-                self.own[bucket] += 1.0
+            self._cells[self._at + 1 + bisect_left(GAP_BOUNDS, gap)] += 1.0
         if count > 1:
             self._cells[self._at + 1] += count - 1
-            if self.own is not None:
-                self.own[1] += count - 1

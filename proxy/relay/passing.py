@@ -61,17 +61,24 @@ class PassingRelay(Relay):
             return _READ
         first, last = span
         self._note(last - first, now)
+        if self._observe is not None:
+            self._observe(window, first, last)
         all_sent = (first == last and not self._bom) or self._pass(window, first, last)
         return self.next_need() if all_sent else _WRITE
 
     def copy_to(self, copy: Copy | None) -> None:
         super().copy_to(copy)
         # Chunks with their framing are not copied.
-        self._keeps_chunks = copy is None and self._bom is None and self._may_keep_chunks
+        self._keeps_chunks = self._bom is None and self._may_keep_chunks
+
+    def observe(self, observe: Copy) -> None:
+        super().observe(observe)
+        self._keeps_chunks = False
 
     @property
     def _may_keep_chunks(self) -> bool:
-        return self.body.chunked and self.writer.keeps_chunks
+        is_seen = self._copy is not None or self._observe is not None
+        return self.body.chunked and self.writer.keeps_chunks and not is_seen
 
     def note_own_write(self) -> None:
         if self.first_read is None and self._bom is None and self._sse:
@@ -144,7 +151,7 @@ class PassingRelay(Relay):
             return True
         data = self._bom.removeprefix(BOM)
         self._bom = None
-        self._keeps_chunks = self._copy is None and self._may_keep_chunks
+        self._keeps_chunks = self._may_keep_chunks
         if not data:
             return True
         self._tail.remember(data, 0, len(data))

@@ -51,6 +51,7 @@ class Relay(ABC):
     __slots__ = (
         "_copy",
         "_half_full",
+        "_observe",
         "_pools",
         "_scope",
         "_sse",
@@ -84,6 +85,7 @@ class Relay(ABC):
         self._sse = sse
         self._half_full = pools.sse_event.size // 2
         self._copy: Copy | None = None
+        self._observe: Copy | None = None
         self.wants_large = not sse
         """Whether the next pump wants a window of `http_response` rather than `sse_event`."""
         self.first_read: float | None = None
@@ -117,6 +119,10 @@ class Relay(ABC):
         hook. Raises as `pump`.
         """
         raise NotImplementedError("bytes that no hook sees do not stop")
+
+    def observe(self, observe: Copy) -> None:
+        """Give `observe` all bytes of the body, before hooks. It must not raise."""
+        self._observe = observe
 
     def copy_to(self, copy: Copy | None) -> None:
         """Give `copy` what passes unseen by hooks, from now on; None: nobody. It must not raise."""

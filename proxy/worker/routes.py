@@ -14,7 +14,7 @@ import msgspec
 from interceptors.chain import Chain
 from interceptors.dialects.mcp_sessions import SessionBook
 from interceptors.hooks import Owner
-from interceptors.observing import ObserverOwner, observer_of
+from interceptors.observing import OBSERVED, owner_of
 from interceptors.paths import fold_path, normal_path
 
 from ..config import (
@@ -109,8 +109,8 @@ class Route:
 
     bases: tuple[bytes, ...]
     """The endpoints' own paths, if any."""
-    observes: bool
-    """Requests have a `Request.operation` (`telemetry.genai`)."""
+    observer: Owner | None
+    """With `telemetry.genai`, whom its observers are counted for."""
 
     def matches(self, path: str) -> bool:
         """Whether a normal path lies under the prefix: /v1 covers /v1 and /v1/x, but not /v10 or
@@ -169,7 +169,7 @@ class RouteTable:
         self.transports: dict[str, Balancer] = dict(kept or {})
         self.owners = interceptors = load_interceptors(config)
         """The interceptors by their configured names."""
-        self.observers: dict[str, ObserverOwner] = {}
+        self.observers: dict[str, Owner] = {}
         """By dialect, with `telemetry.genai`."""
         upstreams = {upstream.name: upstream for upstream in config.reverse_proxy.upstreams}
         for index, upstream in enumerate(config.reverse_proxy.upstreams):
@@ -282,12 +282,7 @@ class RouteTable:
             ),
             places=places,
             bases=tuple({endpoint.base for endpoint in transport.endpoints.all if endpoint.base}),
-            chain=Chain(
-                [
-                    *(() if observer is None else (observer,)),
-                    *dialect.surround(owners, places, transport.sessions),
-                ]
-            ),
+            chain=Chain(dialect.surround(owners, places, transport.sessions)),
             timeouts=timeouts,
             call_timeouts=CallTimeouts(
                 connect_s=timeouts.connect,
@@ -309,13 +304,13 @@ class RouteTable:
             if settings.allowed_hosts is None
             else HostList(settings.allowed_hosts),
             allowed_origins=_lowered(settings.allowed_origins),
-            observes=observer is not None,
+            observer=observer,
         )
 
-    def _observer(self, dialect: str) -> ObserverOwner | None:
-        """The observer of a dialect, the first in a chain: it sees what the upstream sends."""
-        if dialect not in self.observers and (observer := observer_of(dialect)) is not None:
-            self.observers[dialect] = ObserverOwner(f"telemetry ({dialect})", observer)
+    def _observer(self, dialect: str) -> Owner | None:
+        """Whom the observers of a dialect are counted for; None if it has none."""
+        if dialect in OBSERVED and dialect not in self.observers:
+            self.observers[dialect] = owner_of(dialect)
         return self.observers.get(dialect)
 
 

@@ -116,9 +116,9 @@ class RouteTally:
         if first_byte_s is not None:
             self.first_bytes.observe(first_byte_s, trace_id)
 
-    def gaps_of_stream(self, *, keeps_own: bool) -> EventGaps:
+    def gaps_of_stream(self) -> EventGaps:
         """Count the times between the events of one stream."""
-        return EventGaps(self._cells, self.gaps.at, keeps_own=keeps_own)
+        return EventGaps(self._cells, self.gaps.at)
 
     def count_intercepted(self, interceptor: str | None) -> None:
         """Count an exchange that an interceptor answered, ended or failed; None: it is not known

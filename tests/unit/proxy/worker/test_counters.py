@@ -77,7 +77,7 @@ def test_a_successor_continues_in_the_memory() -> None:
     first = Metrics(Pools(), routes, memory=memory)
     for route in routes:
         first.routes[route].durations.observe(2.0)
-        first.routes[route].gaps_of_stream(keeps_own=False).note(3, 0.0)
+        first.routes[route].gaps_of_stream().note(3, 0.0)
         first.routes[route].account(Outcome.COMPLETED, None, BUCKETS[0])
         first.routes[route].account(Outcome.REFUSED, "no_endpoint", 1e9)
     second = Metrics(Pools(), routes, memory=memory)
