@@ -10,7 +10,6 @@ import argparse
 import errno
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,6 +33,7 @@ from ..worker.logs import configure_logging
 from ..worker.secret import log_random_secret, new_random_secret
 from ..worker.siblings import open_group
 from ..worker.stderr import release_stderr, take_over_stderr
+from .arguments import add_serve, add_tail, add_top, add_usage
 from .new_interceptor import new_interceptor
 from .new_key import new_key
 
@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"weirpool {_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_serve(commands.add_parser("serve", help="run the proxy"))
+    serve = commands.add_parser("serve", help="run the proxy")
+    add_serve(serve)
+    serve.set_defaults(run=_serve)
 
     check = commands.add_parser(
         "check", help="check a configuration file and report every mistake with its line"
@@ -109,11 +111,18 @@ def _parser() -> argparse.ArgumentParser:
     key.add_argument("name", metavar="NAME", help="the client's name")
     key.set_defaults(run=_new_key)
 
-    _add_usage(
-        commands.add_parser("usage", help="print the sums of the interceptor usage in the store")
+    usage = commands.add_parser(
+        "usage", help="print the sums of the interceptor usage in the store"
     )
+    add_usage(usage)
+    usage.set_defaults(run=_usage)
 
-    _add_tail(commands.add_parser("tail", help="show live streams of a running proxy"))
+    tail = commands.add_parser("tail", help="show live streams of a running proxy")
+    add_tail(tail)
+    tail.set_defaults(run=_tail)
+    top = commands.add_parser("top", help="show the live state of a proxy in this terminal")
+    add_top(top)
+    top.set_defaults(run=_top)
 
     demo = commands.add_parser(
         "demo", help="show a stream through the proxy, with an embedded upstream"
@@ -135,76 +144,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.set_defaults(run=_bench)
     return parser
-
-
-def _add_serve(serve: argparse.ArgumentParser) -> None:
-    source = serve.add_mutually_exclusive_group(required=True)
-    source.add_argument("--config", metavar="FILE", help="the configuration file (YAML)")
-    source.add_argument(
-        "--upstream",
-        metavar="URL",
-        help="forward every request to this URL, without a configuration",
-    )
-    serve.add_argument(
-        "--bind",
-        metavar="HOST:PORT",
-        action="append",
-        help="address to listen on, repeatable; systemd for the sockets that systemd passes"
-        " (default: those, otherwise 127.0.0.1:8000)",
-    )
-    serve.add_argument(
-        "--certfile",
-        metavar="FILE",
-        help="PEM certificate: serve TLS with HTTP/1.1 and HTTP/2",
-    )
-    serve.add_argument("--keyfile", metavar="FILE", help="PEM key of the certificate")
-    serve.add_argument(
-        "--workers", metavar="N", type=_count, default=1, help="number of processes (default: 1)"
-    )
-    serve.set_defaults(run=_serve)
-
-
-def _add_tail(tail: argparse.ArgumentParser) -> None:
-    tail.add_argument(
-        "--url",
-        default="http://127.0.0.1:9000",
-        help="the admin port, or the proxy, with admin.prefix (default: http://127.0.0.1:9000)",
-    )
-    tail.add_argument(
-        "--token", help="admin.token of the configuration (default: $WEIRPOOL_ADMIN_TOKEN)"
-    )
-    tail.add_argument("--exchange", metavar="ID", help="one live stream: its id, or its request id")
-    tail.add_argument("--route", metavar="PREFIX", help="streams of this route")
-    tail.add_argument("--client", metavar="ADDRESS", help="streams of this client")
-    tail.add_argument("--model", metavar="NAME", help="answers of this model")
-    tail.add_argument("--text", help="streams in which an event contains this text")
-    tail.add_argument("--once", action="store_true", help="only the next stream; then exit")
-    tail.add_argument("--events", action="store_true", help="show every event")
-    tail.add_argument("--json", action="store_true", help="print every message as a line of JSON")
-    tail.add_argument(
-        "--tape",
-        metavar="FILE",
-        help="also write one stream to a new file that the interceptor replay plays; implies --events "
-        "and --once",
-    )
-    tail.set_defaults(run=_tail)
-
-
-def _add_usage(usage: argparse.ArgumentParser) -> None:
-    usage.add_argument(
-        "--config", metavar="FILE", required=True, help="the configuration file, with store.url"
-    )
-    usage.add_argument(
-        "--by",
-        metavar="COLUMNS",
-        default="client,model",
-        help="columns with commas: route, model, client (default: client,model)",
-    )
-    usage.add_argument(
-        "--since", metavar="TIME", default="24h", help="such as 24h or 7d (default: 24h)"
-    )
-    usage.add_argument("--format", choices=("table", "json", "csv"), default="table")
-    usage.set_defaults(run=_usage)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -336,6 +275,12 @@ def _tail(arguments: argparse.Namespace) -> int:
     return run_tail(Asked(arguments.url, token, query, arguments.json, arguments.tape))
 
 
+def _top(arguments: argparse.Namespace) -> int:
+    from .top.run import run_top  # `serve` does not need it
+
+    return run_top(arguments.url, arguments.token, arguments.interval, once=arguments.once)
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from .demo import run_demo  # `serve` does not need it
 
@@ -362,12 +307,6 @@ def _new_key(arguments: argparse.Namespace) -> int:
 def _new_interceptor(arguments: argparse.Namespace) -> int:
     print(new_interceptor(arguments.name, Path.cwd()), end="")
     return 0
-
-
-def _count(text: str) -> int:
-    if not re.fullmatch("0*[1-9][0-9]{0,4}", text):
-        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1 (got {text!r})")
-    return int(text)
 
 
 def _version() -> str:
