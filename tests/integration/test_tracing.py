@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from support.upstream import Peer, Upstream, open_upstream
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{SPAN}-01"
 SECRET = "opal-7731"
+KEY = sha256(SECRET.encode()).hexdigest()
 
 INTERCEPTORS = """
 from interceptors import End, Interceptor, Response, StreamInterceptor
@@ -63,10 +65,12 @@ reverse_proxy:
     - {{path: /late, upstream: up, retry: {{max_attempts: 1}}, timeouts: {{first_byte: 0.05}}}}
     - {{path: /resumes, upstream: up, reconnect: {{enabled: true, initial_backoff: 0.01}}}}
     - {{path: /set, upstream: set}}
+    - {{path: /keyed, upstream: up, interceptors: [keys]}}
     - {{path: /up, upstream: up}}
 interceptors:
   - {{name: answers, use: "{file}:Answers"}}
   - {{name: ends, use: "{file}:Ends"}}
+  - {{name: keys, use: api_keys, options: {{keys: {{ann: "sha256:{key}"}}}}}}
   - {{name: fails, use: "{file}:Fails"}}
 """
 
@@ -130,7 +134,7 @@ async def open_rig(
     file.write_text(INTERCEPTORS)
     async with open_upstream(_answer) as upstream, open_collector() as collector:
         config = directory / "weirpool.yaml"
-        config.write_text(CONFIG.format(up=upstream.url, file=file))
+        config.write_text(CONFIG.format(up=upstream.url, file=file, key=KEY))
         env = collector.environment | env
         more = {"stdout": subprocess.DEVNULL} if fresh else {}
         command = serve("--config", str(config), *options)
@@ -219,6 +223,12 @@ CASES = [
         {"http.route": "/answers", "weirpool.upstream": "up", "http.response.status_code": 403, "weirpool.outcome": "intercepted", "weirpool.interceptor": "answers", "error.type": "intercepted"},
         [("answer", {"weirpool.interceptor": "answers"})],
         error="",
+    ),
+    Case(
+        "/keyed/json",
+        "GET /keyed",
+        {**BY_UP, "http.route": "/keyed", "http.response.status_code": 200, "weirpool.outcome": "completed", "weirpool.client": "ann"},
+        [FIRST],
     ),
     Case(
         "/ends/events",
@@ -360,6 +370,8 @@ async def test_a_trace_that_is_not_sampled(tmp_path: Path) -> None:
 async def test_the_last_spans_of_each_worker(tmp_path: Path) -> None:
     """A process that ends exports what is queued, before it is gone."""
     waits = {"OTEL_BSP_SCHEDULE_DELAY": "60000", "OTEL_SERVICE_NAME": "edge"}
+    waits |= {"OTEL_EXPORTER_OTLP_HEADERS": "x-tenant=a%20b"}
+    waits |= {"OTEL_EXPORTER_OTLP_COMPRESSION": "gzip"}
     async with open_rig(tmp_path, "--workers", "2", **waits) as rig:
         for _ in range(6):
             await fetch(rig.port, "/up/json")
@@ -367,6 +379,10 @@ async def test_the_last_spans_of_each_worker(tmp_path: Path) -> None:
         assert rig.collector.spans == []
         await rig.process.stop()
     assert len({span.span_id for span in rig.collector.spans}) == 6
+    assert {
+        (*request.all("x-tenant"), *request.all("content-encoding"))
+        for request in rig.collector.requests
+    } == {(b"a b", b"gzip")}
     assert {span.resource["service.name"] for span in rig.collector.spans} == {"edge"}
 
 
