@@ -15,7 +15,13 @@ from interceptors import HookError, Outcome, Request
 from interceptors.operation import Operation
 
 from ..http.headers import find_header
-from ..telemetry import ExchangeSpan, FinishedSpan, context_in_message, message_with_context
+from ..telemetry import (
+    ExchangeSpan,
+    FinishedSpan,
+    SpanEvent,
+    context_in_message,
+    message_with_context,
+)
 from ..worker.routes import Route
 from .context import Progress
 from .ending import Ending
@@ -52,8 +58,11 @@ def join_trace(span: ExchangeSpan, route: Route, request: Request) -> None:
 
 
 def pass_trace(span: ExchangeSpan, route: Route, request: Request) -> None:
-    """Put the span's context into the body, if messages of the dialect carry it."""
-    if span.propagates and route.dialect.carries_trace:
+    """Put the span's context into the body, if messages of the dialect carry it and the upstream
+    shall have it.
+    """
+    removed = b"traceparent" in route.headers.removed
+    if span.propagates and route.dialect.carries_trace and not removed:
         body = message_with_context(request.body, span)
         if body is not None:
             request.replace_body(body)
@@ -74,16 +83,17 @@ def finish_span(
     if operation is not None:
         attributes |= _call_attributes(operation, progress)
         if operation.streams and operation.first_token_at is not None:
-            span.add_event("first_token", operation.first_token_at)
+            span.events.append(SpanEvent("first_token", operation.first_token_at, {}))
     if error_type is not None:
         attributes["error.type"] = error_type
     if progress.first_read is not None:
-        span.add_event("first_byte", progress.first_read)
+        span.events.append(SpanEvent("first_byte", progress.first_read, {}))
     interceptor = interceptor_of(ended.ending, progress)
     if interceptor is not None:
         attributes["weirpool.interceptor"] = interceptor
         if progress.answered_by is None:
-            span.add_event("intercepted", ended.at, {"weirpool.interceptor": interceptor})
+            about = {"weirpool.interceptor": interceptor}
+            span.events.append(SpanEvent("intercepted", ended.at, about))
     name = _name_of(request, route, operation)
     return FinishedSpan(span, name, ended.at, attributes, error)
 

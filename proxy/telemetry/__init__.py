@@ -10,7 +10,7 @@
 
 from .context import TRACE_FIELDS, TraceContext, read_context
 from .meta import context_in_message, message_with_context
-from .span import Attributes, ExchangeSpan, FinishedSpan
+from .span import Attributes, ExchangeSpan, FinishedSpan, SpanEvent
 from .tracing import FLUSH_S, Tracing, open_tracing
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Attributes",
     "ExchangeSpan",
     "FinishedSpan",
+    "SpanEvent",
     "TraceContext",
     "Tracing",
     "context_in_message",

@@ -65,7 +65,7 @@ class ExchangeSpan:
         self.propagates = propagates
         """The upstream gets the span's context."""
         self.events: list[SpanEvent] = []
-        """The first hundred, in the order of their calls."""
+        """Those that `add_event` noted, at most a hundred."""
         self.join(parent)
 
     def join(self, parent: TraceContext | None) -> None:

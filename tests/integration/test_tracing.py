@@ -65,6 +65,8 @@ reverse_proxy:
     - {{path: /late, upstream: up, retry: {{max_attempts: 1}}, timeouts: {{first_byte: 0.05}}}}
     - {{path: /resumes, upstream: up, reconnect: {{enabled: true, initial_backoff: 0.01}}}}
     - {{path: /set, upstream: set}}
+    - {{path: /tools, upstream: up, dialect: mcp}}
+    - {{path: /quiet, upstream: set, dialect: mcp}}
     - {{path: /keyed, upstream: up, interceptors: [keys]}}
     - {{path: /up, upstream: up}}
 interceptors:
@@ -349,6 +351,26 @@ async def test_the_context(
     other = rig.sent("/set/json")
     assert "traceparent" not in other
     assert other["tracestate"] == "b=2"
+
+
+async def test_the_context_in_a_message(tmp_path: Path) -> None:
+    """On MCP routes, with a digest that no longer fits removed; not where the upstream's `headers`
+    remove the context.
+    """
+    ping = b'{"jsonrpc": "2.0", "id": 1, "method": "ping"}'
+    headers = [("content-type", "application/json"), ("content-digest", "sha-256=:eA==:")]
+    async with open_rig(tmp_path) as rig:
+        for target in ("/tools/json", "/quiet/json"):
+            answer = await fetch(rig.port, target, method="POST", headers=headers, body=ping)
+            assert answer.status == 200
+    sent = rig.sent("/tools/json")
+    traced, quiet = rig.upstream.requests
+    meta = {"traceparent": sent["traceparent"]}
+    assert json.loads(traced.body) == json.loads(ping) | {"params": {"_meta": meta}}
+    assert sent["content-length"] == str(len(traced.body))
+    assert "content-digest" not in sent
+    assert quiet.body == ping
+    assert "content-digest" in rig.sent("/quiet/json")
 
 
 async def test_a_trace_that_is_not_sampled(tmp_path: Path) -> None:
