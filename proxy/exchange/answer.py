@@ -19,7 +19,7 @@ from ..http.body import has_no_body
 from ..relay.heartbeat import with_heartbeats
 from .client_response import ClientResponse
 from .context import ExchangeContext
-from .tapping import show_added, show_answer
+from .tapping import OWN, show_answer
 
 __all__ = ["send_answer"]
 
@@ -44,7 +44,7 @@ async def send_answer(ctx: ExchangeContext, answer: Response) -> Outcome:
                 "answer", trio.current_time(), {"weirpool.interceptor": answer.made_by.name}
             )
     if ctx.progress.tap is not None:
-        show_answer(ctx.progress.tap, answer)
+        show_answer(ctx.progress, answer)
     response = ctx.response
     bodiless = has_no_body(ctx.request.method, answer.status)
     await _send_head(response, answer, streams=answer.events is not None and not bodiless)
@@ -86,7 +86,9 @@ async def _send_events(
             event := await with_heartbeats(step, response.heartbeat_s, response.send_heartbeat)
         ) is not None:
             if progress.tap is not None:
-                show_added(progress.tap, event)
+                progress.tap.show_added(
+                    event.raw, OWN if owner is None else owner.name, is_body=False
+                )
             await response.write(event.raw)
     finally:
         if hasattr(events, "aclose"):

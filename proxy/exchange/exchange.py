@@ -40,7 +40,7 @@ from .phases import serve
 from .refusal import refusal_of
 from .request import Admission, read_request
 from .request_body import LINGER_S, RequestBody
-from .tapping import AT_END, watch
+from .tapping import AT_END, OWN, show_own, watch
 from .tracing import Ended, finish_span
 
 __all__ = ["Exchange"]
@@ -219,6 +219,8 @@ class Exchange:
         """Send the failure as a response."""
         refusal, request = refusal_of(self._ending.failure, outcome), self._request
         body = self._dialect.error_body(refusal, self._progress.request)
+        if self._progress.tap is not None:
+            show_own(self._progress, refusal.status, "application/json", OWN, body)
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         if refusal.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % refusal.retry_after_s))
@@ -237,6 +239,9 @@ class Exchange:
             events = self._dialect.error_events(
                 refusal_of(failure, outcome), progress.request, self._request.target.normal
             )
+            if (tap := progress.tap) is not None:
+                for event in events:
+                    tap.show_added(event, OWN, is_body=False)
             await self._response.send_error_events(events)
 
     def _account(self, outcome: Outcome) -> None:

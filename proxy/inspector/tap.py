@@ -210,26 +210,41 @@ class Tap(Watcher):
         self._is_body = True
         self._show(body)
 
-    def _show(self, text: bytes, cut: int = 0) -> None:
-        """Show what no hook sees. `cut`: bytes that it lacks."""
+    def show_added(self, text: bytes, by: str, *, is_body: bool) -> None:
+        """Show what `by`, an interceptor or the proxy, sends to the client: an event, or a body."""
+        self._is_body = is_body
+        self._show(text, stage=by, what="added", left="sent")
+
+    def _show(
+        self,
+        text: bytes,
+        cut: int = 0,
+        *,
+        stage: str = UPSTREAM,
+        what: str = "arrived",
+        left: str = "unchanged",
+    ) -> None:
+        """Show what no hook sees. `cut`: bytes that it lacks. `left`: what becomes of it."""
         self._number += 1
         feeds = self._feeds_for(begins=True)
         if not feeds:
             return
-        arrived = Record(
+        first = Record(
             self._number,
             self._now(),
-            UPSTREAM,
-            "arrived",
+            stage,
+            what,
             (text[:MAX_TEXT_BYTES],),
             cut + max(0, len(text) - MAX_TEXT_BYTES),
             is_body=self._is_body,
             begins=True,
         )
-        left = arrived._replace(stage=CLIENT, what="unchanged", texts=(), cut=0, begins=False)
+        last = first._replace(stage=CLIENT, what=left, begins=False)
+        if left == "unchanged":
+            last = last._replace(texts=(), cut=0)
         for feed in feeds:
-            feed.put(arrived)
-            feed.put(left)
+            feed.put(first)
+            feed.put(last)
 
     # --- head and end
 

@@ -131,7 +131,9 @@ class ViewFeed:
         self._decoder = Decoder(about["dialect"] or "", about["path"])
         self._state = _State.UNDECIDED
         self._pending: deque[bytes] = deque(maxlen=_MAX_PENDING + 1)
-        self._has_text = False
+        self._client: str | None = about["client"]
+        self._has_head = False
+        self._has_text = view.wanted.text is None
         self._arrived: tuple[bytes, ...] = ()
         view.feeds.add(self)
         view.keep(self, ("begin", about))
@@ -198,9 +200,12 @@ class ViewFeed:
     def _pass(self, kind: str, fields: dict[str, Any]) -> bytes:
         if kind == "begin":
             if not self._view.wanted.decides_later:
-                self._decide(True)
+                self._decide()
             # Sent when the stream is shown, so that no number of pending messages displaces it.
             return message("begin", fields) if self._state is _State.SHOWN else b""
+        if kind in ("head", "end"):
+            self._client, self._has_head = fields.get("client", self._client), True
+            self._decide()
         made = message(kind, {"exchange": self._exchange, **fields})
         if kind == "end":
             self.close()
@@ -213,13 +218,18 @@ class ViewFeed:
         if record.stage == CLIENT and self._decoder.reads:
             for text in self._arrived if record.what == "unchanged" else record.texts:
                 parts += self._decoder.read(text, is_body=record.is_body)
-        wanted = self._view.wanted
-        if self._state is _State.UNDECIDED:
-            self._has_text = self._has_text or wanted.finds(record.texts)
-            self._decide(wanted.decide(self._decoder.model, has_text=self._has_text))
-        return event_message(self._exchange, record, parts) if wanted.events else b""
+        self._has_text = self._has_text or self._view.wanted.finds(record.texts)
+        self._decide()
+        events = self._view.wanted.events
+        return event_message(self._exchange, record, parts) if events else b""
 
-    def _decide(self, matches: bool | None) -> None:
+    def _decide(self) -> None:
+        """Decide whether the stream is shown, if that is open and known by now."""
+        if self._state is not _State.UNDECIDED:
+            return
+        matches = self._view.wanted.decide(
+            self._client, self._decoder.model, has_head=self._has_head, has_text=self._has_text
+        )
         if matches is None:
             return
         if not (matches and self._view.accepts):

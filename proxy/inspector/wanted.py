@@ -18,7 +18,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     route: str | None = None
     """The route's path prefix."""
     client: str | None = None
-    """The client, as in the log."""
+    """The client, as the log names it: the name of its key, or its address."""
     model: str | None = None
     """The beginning of the model's name, as the answer has it."""
     text: str | None = None
@@ -30,13 +30,13 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def decides_later(self) -> bool:
-        """Whether only the events show if a stream matches."""
-        return self.model is not None or self.text is not None
+        """Whether more than its beginning decides if a stream matches."""
+        return any(item is not None for item in (self.client, self.model, self.text))
 
     @property
     def needs_events(self) -> bool:
         """Whether the events of a stream must be seen."""
-        return self.events or self.decides_later
+        return self.events or self.model is not None or self.text is not None
 
     def matches(self, about: Mapping[str, Any]) -> bool:
         """Whether an exchange can match, by what is known when it begins."""
@@ -45,9 +45,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             about["request_id"],
         ):
             return False
-        if self.route is not None and self.route != about["route"]:
-            return False
-        return self.client is None or self.client == about["client"]
+        return self.route is None or self.route == about["route"]
 
     def finds(self, texts: Iterable[bytes]) -> bool:
         """Whether `text` is in one of these."""
@@ -56,10 +54,15 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         text = self.text.encode()
         return any(text in item for item in texts)
 
-    def decide(self, model: str | None, *, has_text: bool) -> bool | None:
-        """Whether a stream matches, by the model so far, and whether an event had the text. None: a
-        later event decides.
+    def decide(
+        self, client: str | None, model: str | None, *, has_head: bool, has_text: bool
+    ) -> bool | None:
+        """Whether a stream matches, by the client and the model so far, and whether an event had the
+        text. None: something later decides. With the head the client is final: interceptors can
+        name it before.
         """
+        if self.client is not None and self.client != client:
+            return False if has_head else None
         if self.model is not None:
             if model is None:
                 return None

@@ -105,7 +105,7 @@ class Inspecting:
                         nursery.start_soon(sources.run, self._local)
                         for other in () if self._siblings is None else self._siblings.others:
                             nursery.start_soon(sources.run, partial(self._remote, other))
-                    if not sources.shown:
+                    if wanted.exchange is not None and not sources.shown:
                         await sends.send(GONE)
         except Exception:
             structlog.get_logger("proxy").error("internal_error", exc_info=True)

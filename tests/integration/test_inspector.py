@@ -17,9 +17,10 @@ from support.process import free_port, port_in, running, serve
 from support.proxy import Proxy, open_proxy
 from support.upstream import Peer, open_upstream
 
-from interceptors import Event, Interceptor, Response, StreamContext, StreamInterceptor
+from interceptors import Event, Interceptor, Request, Response, StreamContext, StreamInterceptor
 from proxy.config import parse_config
 from proxy.inspector import view as views
+from proxy.inspector.decoder import Decoder
 
 TOKEN = "token-of-a-test-0123"
 SECRET = [("Host", "127.0.0.1"), ("Authorization", f"Bearer {TOKEN}")]
@@ -55,6 +56,9 @@ class Upper(Interceptor):
     """Changes what has a `secret`, and needs nothing else."""
 
     wants_json = True
+
+    async def on_request(self, request: Request) -> None:
+        request.state["client_key"] = "ann"
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor:
         class Stream(StreamInterceptor):
@@ -158,7 +162,7 @@ async def inspected(script: Callable[[Peer], Awaitable[None]]) -> AsyncIterator[
     """A proxy. At the end everything is back, and nothing watches."""
     async with open_upstream(script) as upstream:
         async with open_proxy(parse_config(CONFIG % upstream.url)) as proxy:
-            with trio.fail_after(20):
+            with trio.fail_after(60):  # some tests start several processes
                 yield proxy
                 worker = proxy.worker
                 assert worker.inspector is not None
@@ -320,8 +324,9 @@ async def test_a_stream_is_joined_and_left_in_its_middle(path: str, leaves: str)
     ("query", "paths"),
     [
         ("route=/hooked", ["/hooked/v1/chat/completions"]),
-        ("client=127.0.0.1", ["/", "/hooked/v1/chat/completions", "/other"]),
+        ("client=127.0.0.1", ["/", "/other"]),
         ("client=192.0.2.1", []),
+        ("client=ann", ["/hooked/v1/chat/completions"]),
         ("model=m-2", ["/hooked/v1/chat/completions"]),
         ("model=m-3", []),
         ("text=told", ["/", "/other", "/hooked/v1/chat/completions"]),
@@ -347,6 +352,55 @@ async def test_a_view_shows_the_streams_that_match(query: str, paths: list[str])
     assert sorted(item["path"] for item in found.of("begin")) == sorted(paths)
     assert len(found.of("end")) == len(paths)
     assert bool(found.of("event")) is (bool(paths) and "events=" not in query)
+
+
+async def test_what_the_proxy_itself_sends_is_shown() -> None:
+    """A refusal, and the error event of a stream that breaks."""
+
+    async def script(peer: Peer) -> None:
+        request = await peer.request()
+        if request.target == b"/":
+            await peer.start_stream()
+            await peer.chunk(b"data: 1\n\n")
+        await peer.cut()
+
+    async with inspected(script) as proxy, watching(proxy.port) as found:
+        await until(lambda: proxy.worker.inspector.views)  # type: ignore[union-attr]
+        refused = await fetch(proxy.port, "/none")
+        broken = await fetch(proxy.port, "/")
+        await found.kinds("end", 2)
+    assert (refused.status, broken.complete) == (502, False)
+    own = [item for item in found.of("event") if item["stage"] == "weirpool"]
+    assert [item["what"] for item in own] == ["added", "added"]
+    assert own[0]["texts"] == [refused.body.decode()]
+    assert broken.body == b"data: 1\n\n" + own[1]["texts"][0].encode()
+    assert [item.get("answered_by") for item in found.of("head")] == ["weirpool", None]
+
+
+CHAT = b'{"model":"m-1","choices":[{"index":0,"message":{"content":"Hi"},"finish_reason":"stop"}]}'
+CALL = b'{"model":"m-1","choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"c","function":{"name":"f","arguments":"{}"}}]}}]}'
+MODEL = {"kind": "model", "model": "m-1"}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "path", "texts", "parts"),
+    [
+        ("openai", "/v1/chat/completions", [CHAT], [MODEL, {"kind": "text", "text": "Hi"}, {"kind": "finish", "reason": "stop"}]),
+        ("openai", "/v1/chat/completions", [b"data: %s\n\n" % CALL, b"data: [DONE]\n\n"], [MODEL, {"kind": "tool_call", "id": "c", "name": "f", "arguments": "{}"}]),
+        ("anthropic", "/v1/messages", [b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"busy"}}\n\n'],
+         [{"kind": "error", "type": "overloaded_error", "code": None, "text": "busy"}]),
+        ("mcp", "/mcp", [b'data: {"jsonrpc":"2.0","method":"notifications/progress"}\n\n', b'data: {"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"no"}}\n\n'],
+         [{"kind": "message", "id": None, "method": "notifications/progress"}, {"kind": "error", "id": 1, "code": "-32601", "text": "no"}]),
+        ("openai", "/v1/chat/completions", [b"data: no JSON\n\n", b'data: {"choices":7}\n\n', b"\xff"], []),
+        ("generic", "/", [b"data: 1\n\n"], []),
+    ],
+)  # fmt: skip
+def test_answers_are_decoded_by_dialect(
+    dialect: str, path: str, texts: list[bytes], parts: list[dict[str, Any]]
+) -> None:
+    decoder = Decoder(dialect, path)
+    found = [part for text in texts for part in decoder.read(text, is_body=text.startswith(b"{"))]
+    assert found == parts
 
 
 async def test_a_slow_view_loses_events_and_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from support.upstream import Peer, open_stream_of, open_upstream
 
 from interceptors import Event, EventResult, Interceptor, Request, Response, StreamContext
 from proxy.downstream import client_connections
+from proxy.inspector import Inspector, Wanted
 
 OURS = ("proxy.", "interceptors.", "pools.", "hypercorn.")
 STREAM = b"data: 1\n\ndata: 2\n\n"
@@ -183,9 +184,12 @@ async def test_a_listening_stream_leaves_no_garbage(told: bytes) -> None:
             ], left
 
 
+@pytest.mark.parametrize("watched", [False, True])
 @pytest.mark.parametrize(("kind", "chain"), RUNS)
-async def test_an_exchange_leaves_nothing_to_the_garbage_collector(kind: str, chain: str) -> None:
-    """Several of each kind: no object of Weirpool is left for the collector."""
+async def test_an_exchange_leaves_nothing_to_the_garbage_collector(
+    kind: str, chain: str, watched: bool
+) -> None:
+    """Several of each kind: no object of Weirpool is left for the collector. Nor if it is watched."""
 
     async def exchange(proxy: Proxy) -> None:
         stream = await trio.open_tcp_stream("127.0.0.1", proxy.port)
@@ -194,11 +198,20 @@ async def test_an_exchange_leaves_nothing_to_the_garbage_collector(kind: str, ch
         await client.aclose()
         await until(lambda: not proxy.worker.live)
         await trio.testing.wait_all_tasks_blocked(0.02)
+        if watched:
+            messages = b"".join(view.take())
+            assert messages.startswith(b"event: begin")
+            assert b"event: end" in messages
+            assert not view.feeds
 
     async with open_upstream(script) as upstream:
         async with open_proxy(
             config_with(upstream.url, *CHAINS[chain], route="allowed_hosts: [proxy.test]")
         ) as proxy:
+            worker = proxy.worker
+            if watched:
+                worker.inspector = Inspector(0, lambda: worker.live)
+                view = worker.inspector.open(Wanted())
             await exchange(proxy)  # what is made once is made
             garbage()
             for _ in range(TIMES):

@@ -73,7 +73,7 @@ async def test_streams_as_lines_as_json_and_as_a_tape(tmp_path: Path) -> None:
     async with inspected(steps.script) as proxy, trio.open_nursery() as nursery:
         plain = await tail_until_watching(nursery, proxy)
         events = await tail_until_watching(
-            nursery, proxy, "--events", "--once", "--route", "/hooked", "--client", "127.0.0.1",
+            nursery, proxy, "--events", "--once", "--route", "/hooked", "--client", "ann",
             "--model", "m-", "--text", "secret",
         )  # fmt: skip
         as_json = await tail_until_watching(nursery, proxy, "--json", "--tape", str(tape))

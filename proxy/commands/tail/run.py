@@ -46,7 +46,7 @@ def run_tail(asked: Asked) -> int:
     tape: BinaryIO | None = None
     if asked.tape is not None:
         try:
-            tape = open(asked.tape, "xb")  # noqa: SIM115
+            tape = open(asked.tape, "xb", opener=_open_private)  # noqa: SIM115
         except OSError as error:
             raise ConfigError(f"--tape {asked.tape}: {error.strerror}") from None
     if hasattr(sys.stdout, "reconfigure"):
@@ -65,6 +65,10 @@ def run_tail(asked: Asked) -> int:
             tape.close()
 
 
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 class _Tail:
     def __init__(self, asked: Asked, tape: BinaryIO | None) -> None:
         self._asked = asked
@@ -79,13 +83,13 @@ class _Tail:
             headers["authorization"] = f"Bearer {self._asked.token}"
         url = f"{self._asked.url.rstrip('/')}/inspect/stream"
         timeout = httpx.Timeout(_CONNECT_S, read=_SILENCE_S)
-        was_connected = False
+        was_connected = is_connected = False
         async with httpx.AsyncClient(timeout=timeout, trust_env=False, headers=headers) as client:
             while True:
                 try:
                     async with client.stream("GET", url, params=self._asked.query) as response:
                         await _check(response, url)
-                        was_connected = True
+                        was_connected = is_connected = True
                         async for kind, fields in _messages(response):
                             self._take(kind, fields)
                 except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
@@ -96,7 +100,9 @@ class _Tail:
                         raise _Failed(f"cannot connect to {url}: {reason}") from None
                 if self._over:
                     return self._finish()
-                print("weirpool: the connection has ended, trying again", file=sys.stderr)
+                if is_connected:
+                    print("weirpool: the connection has ended, trying again", file=sys.stderr)
+                is_connected = False
                 await trio.sleep(_AGAIN_S)
 
     def _take(self, kind: str, fields: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ class TapeOf:
         self._begin: dict[str, Any] = {}
         self._head_at = self._last_at = 0.0
         self._whole = True
+        self._has_header = False
         self.events = 0
         """Events on the tape."""
 
@@ -33,7 +34,7 @@ class TapeOf:
         elif kind == "lost":
             self._whole = False
         elif kind == "head":
-            self._head_at = fields["at"]
+            self._head_at, self._has_header = fields["at"], True
             content_type = fields.get("content_type") or "text/event-stream"
             return encode_line(
                 TapeHeader(
@@ -45,7 +46,7 @@ class TapeOf:
             )
         elif kind == "event" and fields["stage"] == "upstream":
             return self._event(fields)
-        elif kind == "end" and self._whole:
+        elif kind == "end" and self._whole and self._has_header:
             return encode_line(TapeLine(at=self._at(fields), end=Outcome(fields["outcome"])))
         return b""
 
