@@ -94,13 +94,15 @@ class Pages:
         return render(merge(parts), accept)
 
     async def status(self) -> dict[str, Any]:
-        """The JSON of `/status`, as docs/monitoring.md describes it.
+        """The JSON of `/status`, as docs/status.md describes it.
 
         Waits as `metrics`.
         """
         worker = self._worker
         own = status_of(worker)
         parts = {**await self._status.parts(), worker.index: own}
+        if not self._shows_details:
+            parts = {index: _public(part) for index, part in parts.items()}
         parts = dict(sorted(parts.items()))
         problems = _problems(worker)
         workers: list[dict[str, Any]] = []
@@ -111,21 +113,14 @@ class Pages:
             else:
                 workers.append({"worker": index, "problem": problems.get(index, "no answer")})
                 silent.append(routes_in(memory))
-        total = add_up(parts, silent)
-        last = _last_reload([part["reload"] for part in parts.values()])
-        if not self._shows_details:
-            for item in total["exchanges"]["oldest"]:
-                item["path"] = None
-            total["budgets"] = []
-            last = last and {key: last[key] for key in ("at", "ok")}
         alone = {"pid": own["pid"], "generations": own["generations"]}
         return {
             "version": self._version,
             "now": round(time.time(), 3),
             "started_at": min(part["started_at"] for part in parts.values()),
             **(alone if worker.siblings is None else {}),
-            **total,
-            "reload": last,
+            **add_up(parts, silent),
+            "reload": _last_reload([part["reload"] for part in parts.values()]),
             "workers": workers,
         }
 
@@ -145,6 +140,21 @@ class Pages:
 
 def _without(part: Part, keys: Collection[str]) -> Part:
     return {key: value for key, value in part.items() if key not in keys}
+
+
+def _public(part: Part) -> Part:
+    """The part without what only operators may see."""
+    exchanges, reload = part["exchanges"], part["reload"]
+    return {
+        **part,
+        "exchanges": {
+            **exchanges,
+            "oldest": [{**item, "path": None} for item in exchanges["oldest"]],
+        },
+        "interceptors": [{**item, "use": None} for item in part["interceptors"]],
+        "budgets": [],
+        "reload": reload and {"at": reload["at"], "ok": reload["ok"]},
+    }
 
 
 def _last_reload(reloads: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def status_of(worker: Worker) -> dict[str, Any]:
-    """The worker's part: the keys of `workers` in docs/monitoring.md, and
+    """The worker's part: the keys of `workers` in docs/status.md, and
 
     - `exchanges`: `total`, and in `oldest` at most 1,000 of them, oldest first
     - `recent`: seconds, and `Counts` of them; `window`: `Counts` of the last minute

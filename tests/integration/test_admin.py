@@ -39,12 +39,12 @@ async def test_the_pages_are_on_their_port_and_nowhere_else(tmp_path: Path) -> N
             (started,) = await process.event("started")
             assert started["admin"] == f"127.0.0.1:{admin}"
             port = port_in(started)
-            for page in ("/metrics", "/healthz", "/readyz", "/status"):
+            for page in ("/metrics", "/healthz", "/readyz", "/status", "/dashboard"):
                 assert (await fetch(port, page)).body == b"data: upstream's\n\n"
                 answer = await fetch(admin, page, headers=LOCAL)
                 assert (answer.status, b"upstream's" in answer.body) == (200, False)
             assert (await fetch(admin, "/v1/messages", headers=LOCAL)).status == 404
-            assert len(upstream.requests) == 4
+            assert len(upstream.requests) == 5
             await process.stop()
 
 

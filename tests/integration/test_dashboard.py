@@ -212,6 +212,7 @@ async def test_the_dashboard_asks_for_the_token_and_keeps_it(tmp_path: Path, axe
             if given == "wrong":
                 await page.until("document.querySelector('#token-problem').textContent")
         assert (await cells(page, "endpoints"))[0][2] == "up"
+        assert await page.run("document.querySelector('nav a[href=inspect]').textContent")
         await page.open(scene.dashboard)
         await page.until(LIVE)
         assert page.problems == []

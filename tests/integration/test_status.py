@@ -56,9 +56,11 @@ async def script(peer: Peer) -> None:
         await peer.end()
 
 
-async def watch(port: int, headers: list[tuple[str, str]] = BEARER) -> tuple[Client, Answer]:
+async def watch(
+    port: int, headers: list[tuple[str, str]] = BEARER, path: str = "/status/stream"
+) -> tuple[Client, Answer]:
     client = await open_client(port)
-    await client.send("GET", "/status/stream", headers)
+    await client.send("GET", path, headers)
     return client, await client.head()
 
 
@@ -207,6 +209,42 @@ async def test_watchers_on_the_main_port_are_limited_and_end_when_the_drain_begi
             await watcher.aclose()
         await client.aclose()
         await until(lambda: not proxy.worker.live)
+
+
+async def test_public_pages_show_no_detail(tmp_path: Path) -> None:
+    """Without `admin.port` and `admin.token`, every client of the proxy can read them."""
+    (tmp_path / "sees.py").write_text(SEES)
+    file = tmp_path / "weirpool.yaml"
+    text = CONFIG.replace('admin: {port: %d, token: "${TOKEN}"}', "admin: {prefix: /-}")
+    text = text.replace("[sees]", "[sees, limit]").replace(
+        './sees.py:Sees"}]',
+        './sees.py:Sees"}, {name: limit, use: rate_limit, options: {requests_per_minute: 1}}]',
+    )
+    async with open_upstream(script) as upstream:
+        file.write_text(text % upstream.url)
+        command = serve("--config", str(file))
+        async with running(command, env={"KEY": "the-key-of-the-upstream"}) as process:
+            port = port_in((await process.event("started"))[0])
+            client = await open_client(port)
+            await client.send("GET", "/open/unseen")
+            await client.read_until(await client.head(), b"data: 2\n\n")
+            file.write_text(text % "no-url")
+            process.signal(signal.SIGHUP)
+            await process.event("reload")
+            status = (await fetch(port, "/-/status")).body
+            html = (await fetch(port, "/-/dashboard")).body
+            watcher, stream = await watch(port, LOCAL, "/-/status/stream")
+            state = await next_state(watcher, stream)
+            shown = json.loads(status)
+            assert shown["reload"].keys() == {"at", "ok"}
+            assert shown["workers"][0]["reload"] == shown["reload"] == state["reload"]
+            assert (shown["budgets"], shown["configuration"]) == ([], None)
+            for page in (status, html, stream.body):
+                for hidden in (b"unseen", b"no-url", b"sees.py", b"the-key", b"endpoints[0]"):
+                    assert hidden not in page, hidden
+            await watcher.aclose()
+            await client.aclose()
+            await process.stop()
 
 
 async def test_a_slow_watcher_gets_the_newest_state(autojump_clock: trio.testing.MockClock) -> None:

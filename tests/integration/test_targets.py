@@ -375,7 +375,7 @@ async def test_a_page_is_served_for_one_spelling_of_its_path(prefix: str, rig_of
     )
     async with rig_of(lambda url: configuration(url, rest=f'admin: {{prefix: "{prefix}"}}')) as rig:
         for ask in (rig.get, rig.h2):
-            for page in ("/metrics", "/status", "/healthz", "/readyz"):
+            for page in ("/metrics", "/status", "/dashboard", "/healthz", "/readyz"):
                 for target in (prefix + page, prefix + page + "?x=1"):
                     assert ((await ask(target)).status, rig.sent()) == (200, [])
             for path in [*others, *(["/metrics"] if prefix else [])]:
@@ -409,7 +409,7 @@ async def test_the_admin_port_answers_to_addresses_and_names_that_are_listed(rig
         config = configuration(f'"{upstream.url}"', rest=admin)
         async with open_proxy(config) as proxy:
             rig = Rig(upstream, Proxy(proxy.app, port), [], None)  # type: ignore[arg-type]
-            for page in ("/metrics", "/status"):
+            for page in ("/metrics", "/status", "/dashboard"):
                 for host in right:
                     assert (await rig.get(page, host)).status == 200, host
                 for host in wrong:

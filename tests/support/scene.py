@@ -147,7 +147,7 @@ async def open_scene(
             "first": f'"{one.url}"',
             "admin": admin,
             "keys": ", ".join(f'{name}: "sha256:{hash_of(name)}"' for name in CLIENTS),
-            "token": ', token: "${TOKEN}"' if token else "",
+            "token": ', token: "${TOKEN}", inspect: true' if token else "",
         }
         file.write_text(CONFIG % names)
         command = serve("--config", str(file), "--workers", str(workers))
