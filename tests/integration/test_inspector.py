@@ -192,7 +192,13 @@ class Steps:
                 break
 
 
-async def test_events_before_and_after_each_interceptor() -> None:
+@pytest.mark.parametrize("hub", [True, False])
+async def test_events_before_and_after_each_interceptor(
+    hub: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also over ASGI."""
+    if not hub:
+        monkeypatch.setattr("proxy.hub.hub.Hub.available", staticmethod(lambda: False))
     steps = Steps()
     async with inspected(steps.script) as proxy, watching(proxy.port, "?once=true") as found:
         await until(lambda: proxy.worker.inspector.views)  # type: ignore[union-attr]
