@@ -123,7 +123,7 @@ async def test_without_colour_no_colour_is_written(tmp_path: Path) -> None:
         styled = await terminal.screen(styles=True)
         assert "[38;" not in styled
         assert "[48;" not in styled
-        await terminal.press("q")
+        await terminal.press("C-c")
         assert await terminal.is_over()
 
 

@@ -74,6 +74,7 @@ class Top(App[None]):
         Binding("f", "follow", "Follow"),
         Binding("space", "pause", "Pause"),
         Binding("tab", "next_page", "Page", key_display="tab", priority=True),
+        Binding("ctrl+c", "quit", "Quit", show=False, priority=True),
         Binding("escape", "leave", "Leave", show=False),
         *(
             Binding(str(number), f"page('{name}')", name, show=False)

@@ -30,6 +30,7 @@ _PAGES = ("/status", "/status/stream", "/dashboard", "/metrics")
 _PROBLEMS = {
     401: "the proxy requires a token: use --token, or set WEIRPOOL_ADMIN_TOKEN (admin.token)",
     404: "there is no /status: --url must be the address of the admin pages, with admin.prefix",
+    503: "the proxy ends, or all its places for watchers are taken",
     421: "the proxy does not serve this host name: use its address, or list the name in admin.hosts",
 }
 
