@@ -16,7 +16,7 @@ import trio
 from interceptors.chain import Part
 
 from ..errors import ClientGone, ProtocolFailure, RequestRefused
-from ..http.body import Chunked, has_no_body
+from ..http.body import LAST_CHUNK, Chunked, has_no_body
 from ..http.headers import HeaderList
 from ..http.request import RequestHead, RequestReader
 from .date import http_date
@@ -79,6 +79,7 @@ class Http1Stream:
         "_left",
         "_to_receive",
         "_unsent",
+        "_whole",
         "bytes_sent",
         "closes",
         "complete",
@@ -118,6 +119,7 @@ class Http1Stream:
         self._head = b""  # held until the body's first bytes
         self._unsent: memoryview | None = None
         self._chunked = False
+        self._whole = False  # the next write is the whole chunked body, and brings its end
         self._bodiless = False
         self._left: int | None = None  # of a body with a Content-Length
 
@@ -267,6 +269,7 @@ class Http1Stream:
             self.closes = True
             lines.append(b"connection: close")
         self._head = b"\r\n".join(lines) + b"\r\n\r\n"
+        self._whole = whole and self._chunked
         return True if whole else self._write((), 0)
 
     async def send_interim(self, status: int, headers: HeaderList) -> None:
@@ -285,9 +288,12 @@ class Http1Stream:
             return True  # a chunk of size 0 would end the body
         if self._left is not None and size > self._left:
             raise ValueError("the response is longer than its Content-Length")
-        if self._chunked:
-            return self._write((b"%x\r\n" % size, *parts, b"\r\n"), size)
-        return self._write(parts, size)
+        if not self._chunked:
+            return self._write(parts, size)
+        if self._whole:
+            self._chunked = False  # nothing more is written
+            return self._write((b"%x\r\n" % size, *parts, b"\r\n", LAST_CHUNK), size)
+        return self._write((b"%x\r\n" % size, *parts, b"\r\n"), size)
 
     def write_chunks(self, message: Sequence[Part], size: int) -> bool:
         return self._write(message, size)
@@ -316,7 +322,7 @@ class Http1Stream:
             raise ValueError(f"the response is {self._left} bytes shorter than its Content-Length")
         self.ended = True
         if self._chunked:
-            return self._write((b"0\r\n\r\n",), 0)
+            return self._write((LAST_CHUNK,), 0)
         return self._write((), 0) if self._head else True
 
     async def abort(self) -> None:

@@ -140,7 +140,7 @@ class _Bridge:
             unknown = not any(name == b"content-length" for name, _ in headers)
             if not more and unknown and status not in (204, 304):
                 headers.append((b"content-length", b"%d" % len(body)))
-            stream.start(status, headers, whole=True)
+            await self._leave(stream.start(status, headers, whole=not more))
         await self._leave(stream.write((body,)))
         if not more:
             await self._leave(stream.finish())

@@ -133,8 +133,8 @@ async def on_response(ctx: ExchangeContext, received: ReceivedHead) -> PreparedR
     headers, whole = [], rewrite.json
     if not begun:
         headers = _headers_for_client(ctx, received, shown, kind, rewrite)
-        if whole is None and received.body.at_hand and ctx.progress.chain is None:
-            whole = _whole_body(ctx, received)
+        if whole is None and ctx.progress.chain is None and received.body.at_hand:
+            whole = _whole_body(ctx, received.body, kind)
             if whole and ctx.progress.tap is not None:
                 ctx.progress.tap.show_whole(whole)
     is_chunked = kind != "none" and b"content-length" not in dict(headers)
@@ -162,19 +162,29 @@ def _passed(ctx: ExchangeContext, received: ReceivedHead, headers: HeaderList) -
         dropped = _LENGTH if received.status == 204 else _NO_NAMES
         headers = response_headers(headers, sse=kind == "events", dropped=dropped)
     headers = _signed(ctx, headers)
-    whole = _whole_body(ctx, received) if received.body.at_hand else None
+    whole = _whole_body(ctx, received.body, kind) if received.body.at_hand else None
     return PreparedResponse(
         received.status, headers, kind, is_chunked, may_add, whole, received.body
     )
 
 
-def _whole_body(ctx: ExchangeContext, received: ReceivedHead) -> bytes:
-    """The body of a response that has come with its head."""
-    whole = received.body.take()
+def _whole_body(ctx: ExchangeContext, body: UpstreamBody, kind: BodyKind) -> bytes | None:
+    """The body of a response that has come with its head; None for events that a relay must see,
+    because the route resumes streams, or somebody watches or reads them.
+    """
+    progress = ctx.progress
+    if kind == "events" and (
+        progress.tap is not None
+        or progress.observer is not None
+        or progress.upstream is None
+        or progress.upstream.may_repeat
+    ):
+        return None
+    whole = body.take()
     if whole:
-        ctx.progress.first_body_at = current_time()
-        if ctx.progress.observer is not None:
-            ctx.progress.observer.read_body(whole)
+        progress.first_body_at = current_time()
+        if progress.observer is not None:
+            progress.observer.read_body(whole)
     return whole
 
 

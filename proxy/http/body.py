@@ -25,6 +25,7 @@ from ..errors import ProtocolFailure, Truncated
 from .head import ResponseHead
 
 __all__ = [
+    "LAST_CHUNK",
     "MAX_CHUNK_HEADER_BYTES",
     "MAX_TRAILER_BYTES",
     "Chunked",
@@ -35,6 +36,8 @@ __all__ = [
     "has_no_body",
 ]
 
+LAST_CHUNK = b"0\r\n\r\n"
+"""The end of a chunked body without trailers."""
 MAX_CHUNK_HEADER_BYTES = 4096
 MAX_TRAILER_BYTES = 16384
 

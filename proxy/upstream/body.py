@@ -11,7 +11,7 @@ from collections.abc import Callable
 import trio
 
 from ..errors import ProtocolFailure, ReadFailed, ReadTimedOut, Truncated, UpstreamFailure
-from ..http.body import Chunked, ContentLength, Framing, Split
+from ..http.body import LAST_CHUNK, Chunked, ContentLength, Framing, Split
 from .connection import Connection
 from .connections import ConnectionPool
 from .upload import Upload
@@ -82,6 +82,21 @@ class UpstreamBody:
             isinstance(framing, ContentLength) and len(early) >= framing.left
         )
         """Whether the whole body has arrived with the head."""
+        if self.chunked and early.endswith(LAST_CHUNK):
+            self._unframe(early)
+
+    def _unframe(self, early: bytes) -> None:
+        """Unframe a chunked body that has arrived with the head, if all of it has."""
+        framing, data = Chunked(), bytearray(early)
+        try:
+            first, last = framing.frame(data, 0, len(data))
+        except ProtocolFailure:
+            return  # `receive` raises it, after the bytes before the malformed ones
+        if framing.complete and not framing.surplus:
+            self._framing, self._early = framing, b""
+            self.at_hand = self.complete = True
+            self.pending = self._tls and self.connection.pending
+            self.unread(bytes(data[first:last]))
 
     def receive(self, buffer: bytearray, at: int) -> tuple[int, int] | None:
         """Read once into `buffer[at:]`, which must have room, and frame in place. Never blocks.

@@ -192,15 +192,26 @@ async def test_the_connection_outlives_the_proxys_answer(serve_once: Serve) -> N
             client.next_cycle()
 
 
-async def test_a_whole_answer_leaves_in_one_piece(serve_once: Serve) -> None:
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        (WHOLE + b'{"a":1}', b'{"a":1}'),
+        (HEAD + b"6\r\ndata: \r\n3;x\r\n1\n\n\r\n0\r\n\r\n", b"9\r\ndata: 1\n\n\r\n0\r\n\r\n"),
+        (HEAD + b"0\r\n\r\n", b"0\r\n\r\n"),
+    ],
+    ids=["length", "chunks", "no chunk"],
+)
+async def test_a_whole_answer_leaves_in_one_piece(
+    answer: bytes, body: bytes, serve_once: Serve
+) -> None:
     """When the upstream's body has come with its head, the client gets both at once."""
-    async with serve_once(answering(WHOLE + b'{"a":1}')) as rig:
+    async with serve_once(answering(answer)) as rig:
         stream = (await rig.client()).stream
         for _ in range(3):
             await stream.send_all(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}")
             piece = await stream.receive_some(65536)
             assert piece.startswith(b"HTTP/1.1 200")
-            assert piece.endswith(b'\r\n\r\n{"a":1}')
+            assert piece.endswith(b"\r\n\r\n" + body)
 
 
 @pytest.mark.parametrize("headers", [[], [("Transfer-Encoding", "chunked")]])

@@ -410,6 +410,33 @@ async def test_early_bytes_are_received_in_pieces_that_fit(web: Web) -> None:
         assert (web.state.lent, web.state.idle) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("chunks", "data"),
+    [
+        (b"2\r\nab\r\n3;x=y\r\ncde\r\n0\r\n\r\n", b"abcde"),
+        (b"0\r\n\r\n", b""),
+        (b"7\r\n0\r\n\r\nab\r\n0\r\n\r\n", b"0\r\n\r\nab"),
+        (b"9\r\n0\r\n\r\n", None),  # data that looks like the end
+        (b"2\r\nab\r\n", None),
+    ],
+)
+@pytest.mark.parametrize("taken", [True, False])
+async def test_chunks_that_come_with_the_head_are_at_hand(
+    web: Web, chunks: bytes, data: bytes | None, taken: bool
+) -> None:
+    """If the last one is among them; then their connection is kept."""
+    server = await web.serve(
+        answering(b"HTTP/1.1 200 x\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
+    )
+    body = (await web.ask(server)).body
+    assert body.at_hand is (data is not None)
+    if data is not None:
+        got = body.take() if taken else b"".join([piece async for piece in pieces_of(body, 2)])
+        assert (got, body.complete, body.pending) == (data, True, False)
+    body.close()
+    assert (web.state.lent, web.state.idle) == (0, int(data is not None))
+
+
 # Deadlines and connecting
 
 
