@@ -67,6 +67,7 @@ class AsgiStream:
             length=int(length) if length is not None and length.isdigit() else None,
             keep_alive=True,
             expects_continue=False,
+            unchecked=True,
         )
         client = scope.get("client")
         self.peer: str | None = None if client is None else client[0]

@@ -183,7 +183,9 @@ class Exchange:
         cancel, progress = self._cancel, self._progress
         self._ended_at = current_time()
         outcome = self._ending.settle(
-            deadline_passed=cancel is not None and self._ended_at >= cancel.deadline,
+            deadline_passed=self._ending.outcome is None
+            and cancel is not None
+            and self._ended_at >= cancel.deadline,
             client_timed_out=self._stream.timed_out,
         )
         progress.phase = "conclude"

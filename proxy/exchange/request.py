@@ -63,6 +63,8 @@ class ClientRequest(msgspec.Struct, frozen=True):
     request_id_header: bytes | None
     """The field that has the id, in the request and in its response; None: no field."""
     host: Host | None
+    unchecked: bool
+    """As that of `RequestHead`."""
     fault: RequestRefused | None
     """Why the target, the host or the framing is not acceptable; None for a good request. A request
     with an unreadable target matches no route.
@@ -129,6 +131,7 @@ def read_request(
         request_id=request_id,
         request_id_header=request_id_header,
         host=host,
+        unchecked=head.unchecked,
         fault=fault,
     )
 

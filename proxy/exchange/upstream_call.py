@@ -162,8 +162,23 @@ class UpstreamRequest(msgspec.Struct, eq=False):
             session=None if self.request is None else route.dialect.session_of(self.request),
             on_interim=self.on_interim,
             ask_for_body=self.ask_for_body,
+            is_sound=last_event_id is None and self._is_sound(body),
             nursery=self.nursery,
             on_retry=None if self.span is None else self._note_retry,
+        )
+
+    def _is_sound(self, body: bytes | AsyncIterable[bytes]) -> bool:
+        """Whether the request is as the proxy's own server has read and checked it, besides fields
+        that the proxy and its configuration add.
+        """
+        length = self.length
+        return (
+            self.request is None
+            and self.span is None
+            and not self.client.unchecked
+            and isinstance(body, bytes)
+            and length != b""
+            and len(body) == int(length or 0)
         )
 
     def _note_retry(self, endpoint: Endpoint, failure: UpstreamFailure) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "HeadReader",
     "ResponseHead",
     "encode_head",
+    "join_head",
 ]
 
 MAX_HEAD_BYTES = 65536
@@ -82,6 +83,19 @@ def encode_head(
             "the method, the target or a header of the request cannot be written as HTTP/1.1"
         )
     return head, length
+
+
+def join_head(
+    method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]], host: bytes | None
+) -> bytes:
+    """As `encode_head`, for what is known to be acceptable: nothing is checked a second time. `Host`
+    must be the first field.
+    """
+    lines = [b"%b %b HTTP/1.1" % (method.encode("ascii"), target), *map(b": ".join, headers)]
+    if host is not None:
+        lines[1] = b"host: " + host
+    lines += (b"", b"")
+    return b"\r\n".join(lines)
 
 
 def _announced(names: list[bytes], headers: Sequence[tuple[bytes, bytes]]) -> int | None:

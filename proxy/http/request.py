@@ -59,6 +59,8 @@ class RequestHead(msgspec.Struct, frozen=True):
     """The client waits for 100 before it sends the body (RFC 9110, section 10.1.1)."""
     fault: RequestRefused | None = None
     """Why the head cannot be read."""
+    unchecked: bool = False
+    """A server that is not the proxy's own has read it: its fields may be no acceptable HTTP."""
 
 
 class RequestReader:

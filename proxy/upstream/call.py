@@ -67,6 +67,10 @@ class UpstreamCall(msgspec.Struct, eq=False):
     """Awaited for a request with `Expect: 100-continue` if the response has not come within
     `http1.CONTINUE_S` after the head; must not fail if the body has been asked for already.
     """
+    is_sound: bool = False
+    """Method, target and headers are known to be acceptable HTTP, `Host` is the first header, and
+    the headers announce the length of `body`, which is bytes.
+    """
     nursery: trio.Nursery | None = None
     """Continues the upload after the response's head; without it, an early response ends the
     upload.

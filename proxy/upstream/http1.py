@@ -23,7 +23,7 @@ import trio
 
 from ..errors import ProtocolFailure, ReadFailed, ReadTimedOut, Sent, Truncated, UpstreamFailure
 from ..http.body import UntilClose, framing_of
-from ..http.head import BodyEncoder, HeadReader, ResponseHead, encode_head
+from ..http.head import BodyEncoder, HeadReader, ResponseHead, encode_head, join_head
 from ..hub import current_time
 from .body import UpstreamBody
 from .call import UpstreamCall, UpstreamResponse
@@ -145,11 +145,15 @@ class _Message:
 
     def __init__(self, call: UpstreamCall, target: bytes, host: bytes | None) -> None:
         """Raises `BadRequest`."""
-        self.first, length = encode_head(call.method, target, call.headers, host=host)
-        self.head_bytes = len(self.first)
         self.encoder: BodyEncoder | None = None
         """None if the whole request is in `first`."""
         body = call.body
+        if call.is_sound and isinstance(body, bytes) and len(body) <= _SMALL_BODY_BYTES:
+            head = join_head(call.method, target, call.headers, host)
+            self.first, self.head_bytes = head + body, len(head)
+            return
+        self.first, length = encode_head(call.method, target, call.headers, host=host)
+        self.head_bytes = len(self.first)
         if isinstance(body, bytes) and len(body) == length and len(body) <= _SMALL_BODY_BYTES:
             self.first += body
             return

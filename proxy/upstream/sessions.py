@@ -134,13 +134,15 @@ class UpstreamSessions:
     ) -> Session | None:
         """The session whose id names its endpoint; None for others."""
         if uri is not None and (named := self._ids.open_uri(uri)) is not None:
-            return Session(None, named, replace(call, target=without_mark(call.target, uri)))
+            return Session(
+                None, named, replace(call, target=without_mark(call.target, uri), is_sound=False)
+            )
         opened = self._ids.open(header) if header is not None else None
         if opened is None:
             return None
         endpoint, own = opened
         headers = [(name, own if _is_id(name) else value) for name, value in call.headers]
-        return Session(None, endpoint, replace(call, headers=headers))
+        return Session(None, endpoint, replace(call, headers=headers, is_sound=False))
 
     def _in_table(
         self, call: UpstreamCall, uri: bytes | None, header: bytes | None, now: float
@@ -167,7 +169,7 @@ class UpstreamSessions:
         if call.method != "GET" or header is None or self._ids.has_form(header):
             raise self._unknown()
         headers = [item for item in call.headers if not _is_id(item[0])]
-        return Session(None, None, replace(call, headers=headers), is_foreign=True)
+        return Session(None, None, replace(call, headers=headers, is_sound=False), is_foreign=True)
 
     def _unknown(self) -> SessionGone:
         return SessionGone(f"{self._name}: this upstream has no such session")

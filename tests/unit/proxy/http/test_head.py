@@ -19,6 +19,7 @@ from proxy.http.head import (
     HeadReader,
     ResponseHead,
     encode_head,
+    join_head,
 )
 
 Headers = list[tuple[bytes, bytes]]
@@ -276,6 +277,14 @@ def test_the_host_can_be_replaced() -> None:
     assert head == b"GET / HTTP/1.1\r\na: 1\r\nHOST: up.test:8000\r\nb: 2\r\n\r\n"
     with pytest.raises(BadRequest):
         encode_head("GET", b"/", headers, host=b"up.test\r\nx: y")
+
+
+@pytest.mark.parametrize("host", [None, b"up.test:8000"])
+@pytest.mark.parametrize("rest", [[], [(b"content-length", b"5")], [(b"x", b""), (b"x", b"1 2")]])
+def test_a_sound_head_is_written_alike(host: bytes | None, rest: list[tuple[bytes, bytes]]) -> None:
+    headers = [(b"host", b"client.test"), *rest]
+    checked, _ = encode_head("POST", b"/a?b", headers, host=host)
+    assert join_head("POST", b"/a?b", headers, host) == checked
 
 
 UNWRITABLE = "the method, the target or a header of the request cannot be written as HTTP/1.1"
