@@ -210,8 +210,8 @@ class Observer:
             self._carry += memoryview(buffer)[first:last]
             buffer, first, last = bytes(self._carry), 0, len(self._carry)
             self._carry.clear()
-        end, separator = last, b"\n\n"
-        if not buffer.endswith(separator, first, last):
+        end, count = last, 1
+        if buffer.find(b"\n\n", first, last) != last - 2:  # not just one event
             end, separator = _last_end(buffer, first, last)
             if end < last:
                 self._carry += memoryview(buffer)[end:last]
@@ -219,7 +219,8 @@ class Observer:
                     self._give_up("an event is larger than max_event_bytes")
             if end == first:
                 return
-        self._note(buffer.count(separator, first, end), trio.current_time())
+            count = buffer.count(separator, first, end)
+        self._note(count, trio.current_time())
         if self._find is None or self._find(buffer, first, end) >= 0:
             self._read_events(bytes(memoryview(buffer)[first:end]))
 

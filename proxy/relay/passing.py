@@ -71,14 +71,9 @@ class PassingRelay(Relay):
         # Chunks with their framing are not copied.
         self._keeps_chunks = self._bom is None and self._may_keep_chunks
 
-    def observe(self, observe: Copy) -> None:
-        super().observe(observe)
-        self._keeps_chunks = False
-
     @property
     def _may_keep_chunks(self) -> bool:
-        is_seen = self._copy is not None or self._observe is not None
-        return self.body.chunked and self.writer.keeps_chunks and not is_seen
+        return self.body.chunked and self.writer.keeps_chunks and self._copy is None
 
     def note_own_write(self) -> None:
         if self.first_read is None and self._bom is None and self._sse:
@@ -95,6 +90,8 @@ class PassingRelay(Relay):
         self._note(size, now)
         all_sent = True
         if size:
+            if self._observe is not None:
+                _observe_chunks(self._observe, buffer, lead, wire, after, first, last)
             if self._sse:
                 self._remember_chunks(buffer, lead, wire, after, first, last)
             view = memoryview(buffer)
@@ -158,6 +155,23 @@ class PassingRelay(Relay):
         if self._copy is not None:
             self._copy(data, 0, len(data))
         return self.writer.write((data,))
+
+
+def _observe_chunks(
+    observe: Copy, buffer: bytearray, lead: int, wire: int, after: int, first: int, last: int
+) -> None:
+    """Show what one read brought; `buffer[wire:after]` are whole chunks, whose framing is valid."""
+    if lead:
+        observe(buffer, 0, lead)
+    while wire < after:
+        line = buffer.index(b"\n", wire)
+        size = int(buffer[wire:line].partition(b";")[0], 16)
+        if not size:
+            break
+        observe(buffer, line + 1, line + 1 + size)
+        wire = line + size + 3
+    if first < last:
+        observe(buffer, first, last)
 
 
 def _as_chunk(view: memoryview, first: int, last: int) -> tuple[Part, ...]:

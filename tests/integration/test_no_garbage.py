@@ -259,3 +259,34 @@ async def test_the_handshake_that_trio_has_prepared_is_freed(certificates: Certi
         left = [one for one in gc.garbage if isinstance(one, ssl.SSLObject) and one.server_side]
         gc.garbage.clear()
         assert left == []
+
+
+@pytest.mark.parametrize("answer", [b'{"id":"1","model":"m"}', b'data: {"choices":[]}\n\n'])
+async def test_a_recorded_call_leaves_no_garbage(answer: bytes) -> None:
+    """With `telemetry.genai`, streamed and not."""
+    kind = b"text/event-stream" if answer.startswith(b"data") else b"application/json"
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
+
+    async def llm(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.send(head % (kind, len(answer)) + answer)
+
+    async def call(proxy: Proxy) -> None:
+        client = Client(await trio.open_tcp_stream("127.0.0.1", proxy.port))
+        await client.send("POST", "/v1/chat/completions", body=b'{"model":"m"}')
+        assert (await client.answer()).body == answer
+        await client.aclose()
+        await until(lambda: not proxy.worker.live)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+
+    async with open_upstream(llm) as upstream:
+        config = config_with(
+            upstream.url, route="dialect: openai", proxy="telemetry: {genai: true}"
+        )
+        async with open_proxy(config) as proxy:
+            await call(proxy)
+            garbage()
+            for _ in range(TIMES):
+                await call(proxy)
+            assert not garbage()
