@@ -99,6 +99,7 @@ async def test_answers_pass_unchanged(serve_once: Serve) -> None:
 async def test_a_request_goes_up_to_the_byte(method: str, serve_once: Serve) -> None:
     """Target, session, version, cursor, `Accept` and body are as the client wrote them."""
     sent = [BOTH, ("Mcp-Session-Id", "s-~!1"), ("Last-Event-ID", "7/\xc3\xa9")]
+    sent += [("X-Request-Id", "id-1")]
     body = None
     if method == "POST":
         sent += [*modern()[2:], JSON, ("Mcp-Param-Region", "=?base64?w6k=?=")]
