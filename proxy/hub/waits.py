@@ -107,7 +107,10 @@ class Wait:
             result = yield from wait_task_rescheduled(self._abort)  # noqa: ASYNC105
         else:  # as `wait_task_rescheduled` does, without its two frames
             came = yield park(self._abort)
-            result = came is _CAME or came.unwrap()
+            try:
+                result = came is _CAME or came.unwrap()
+            finally:
+                del came  # break the reference cycle: an error's traceback references this frame
         return bool(result)
 
     def wake(self) -> bool:
