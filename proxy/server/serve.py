@@ -72,6 +72,8 @@ HELD = (signal.SIGHUP, signal.SIGUSR1)
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _SAME_SIGNAL_S = 1.0
 _POLL_S = 0.01
+_PASSES = 20
+"""Passes of Trio's loop that its tasks need to react: about four, and a reserve."""
 _COLLECT_AFTER = (5000, 10, 10)
 
 
@@ -195,10 +197,12 @@ async def _serve_accepted() -> None:
     `FIRST_REQUEST_S`. If another process listens on the socket, their clients could not know that
     this one ends.
     """
+    for _ in range(_PASSES):  # the listeners close, and what they have accepted is registered
+        await trio.lowlevel.checkpoint()
     for _ in range(round(FIRST_REQUEST_S / _POLL_S)):
-        await trio.sleep(_POLL_S)  # first: the task of a connection registers it
         if not client_connections.has_unused:
             return
+        await trio.sleep(_POLL_S)
 
 
 async def _serve_until_signal(app: Weirpool, serving: Serving, parent_alive_fd: int | None) -> None:

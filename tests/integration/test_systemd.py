@@ -212,6 +212,7 @@ async def test_systemds_own_program_passes_a_socket(tmp_path: Path) -> None:
             "--fdname=weirpool.socket",
         ]
         command = [*activate, *WEIRPOOL, "serve", "--config", file, "--bind", "systemd"]
+        command += ["--bind", "127.0.0.1:0"]
         async with running(command) as process:
             with trio.fail_after(30):
                 while True:  # it starts the program at the first connection
@@ -222,5 +223,7 @@ async def test_systemds_own_program_passes_a_socket(tmp_path: Path) -> None:
                         await trio.sleep(0.01)
             assert answer.body == b"ok"
             (started,) = await process.event("started")
-            assert started["bind"] == [f"127.0.0.1:{port}"]
+            passed, own = started["bind"]  # type: ignore[misc]
+            assert passed == f"127.0.0.1:{port}"
+            assert (await fetch(int(str(own).rpartition(":")[2]), "/")).body == b"ok"
             await process.stop()
