@@ -286,6 +286,16 @@ class _Reading(CallStream):
         self._readers = readers
         self.find: Finder | None = None
         """Finds the events that matter; None: all do."""
+
+    def begin(self, *, is_events: bool) -> None:
+        """The kind of the body is known."""
+        self._operation.streams = is_events
+        if is_events or len(self._readers) > 1:
+            self._open_driver()
+        if not is_events and self._driver is not None:
+            self._ignore_content()
+
+    def _open_driver(self) -> None:
         handlers: dict[type[Part], Handler] = {
             TextDelta: self._note_token,
             ToolCallDelta: self._note_token,
@@ -294,23 +304,42 @@ class _Reading(CallStream):
             ProviderError: self.on_provider_error,
         }
         self._driver = MessageDriver(
-            handlers, _NAMES, "_Reading", readers, context, holds=False, others=False
+            handlers, _NAMES, "_Reading", self._readers, self.context, holds=False, others=False
         )
-
-    def begin(self, *, is_events: bool) -> None:
-        """The kind of the body is known."""
-        self._operation.streams = is_events
-        if not is_events:
-            self._ignore_content()
 
     def read(self, event: Event) -> None:
         """Read an event or a body."""
         began = perf_counter()
-        self.on_event(event)
-        self._note_names(event)
+        if self._driver is None:
+            model = self._read_body(event)
+        else:
+            self.on_event(event)
+            model = self.model
+        self._note_names(event, model)
         self._owner.note("read", perf_counter() - began)
         if self.find is None and self._operation.first_token_at is not None:
             self._ignore_content()
+
+    def _read_body(self, event: Event) -> str | None:
+        """Read a body of a known dialect, which needs no driver. Returns the model."""
+        try:
+            message = event.json()
+        except NotJson:
+            self._open_driver()
+            self._ignore_content()
+            self.on_event(event)
+            return self.model
+        reader = self._readers[0](deltas=False)
+        for part in reader.read_body(message):
+            if isinstance(part, Finish):
+                self.on_finish(part)
+            elif isinstance(part, dialects.Usage):
+                self.on_usage(part)
+            elif isinstance(part, ProviderError):
+                self.on_provider_error(part)
+        if reader.problems:
+            self.context.note_unread(reader.problems[0], count=len(reader.problems))
+        return reader.model
 
     def close(self) -> None:
         """Break the reference cycle with the driver."""
@@ -344,11 +373,11 @@ class _Reading(CallStream):
         super().on_provider_error(error)
         self._operation.error_type = self.error
 
-    def _note_names(self, event: Event) -> None:
+    def _note_names(self, event: Event, model: str | None) -> None:
         """Note the answer's id and model, which a message has itself or in its only object."""
         operation = self._operation
-        if self.model is not None:
-            operation.response_model = cut_name(self.model)
+        if model is not None:
+            operation.response_model = cut_name(model)
         if operation.response_id is None:
             try:
                 message = event.json()
