@@ -14,9 +14,10 @@ import trio
 from support.browser import Page, open_browser
 from support.client import fetch, open_client
 from support.npm_packages import SCRIPTS, CannotInstall, install
+from support.process import running
 from support.proxy import config_for, open_proxy
 from support.required import lacking
-from support.scene import KEY, TOKEN, open_scene
+from support.scene import ENVIRONMENT, KEY, TOKEN, open_scene
 from support.upstream import open_stream_of, open_upstream
 
 LOCAL = [("Host", "127.0.0.1")]
@@ -72,7 +73,8 @@ async def test_the_dashboard_moves_under_load_and_agrees_with_the_metrics(
     tmp_path: Path, axe: str
 ) -> None:
     """Light, dark and on a telephone: no error in the console, nothing serious for axe. Its table is
-    filtered and sorted by keyboard, what clients send is text, and a page without news says so.
+    filtered and sorted by keyboard, what clients send is text, and a page without news says so
+    and comes back.
     """
     async with (
         open_scene(tmp_path) as scene,
@@ -142,6 +144,10 @@ async def test_the_dashboard_moves_under_load_and_agrees_with_the_metrics(
             "document.querySelector('#connection').textContent.startsWith('stale since')"
         )
         assert await page.run("document.body.hasAttribute('data-stale')")
+        async with running(scene.command, env=ENVIRONMENT) as process:
+            await page.until(LIVE)  # it comes back by itself
+            assert not await page.run("document.body.hasAttribute('data-stale')")
+            await process.stop()
         assert page.problems == []
 
 

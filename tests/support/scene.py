@@ -21,10 +21,11 @@ from .client import fetch, open_client
 from .process import Process, free_port, port_in, running, serve
 from .upstream import Peer, open_upstream
 
-__all__ = ["KEY", "TOKEN", "Scene", "open_scene"]
+__all__ = ["ENVIRONMENT", "KEY", "TOKEN", "Scene", "open_scene"]
 
 KEY = "sk-the-key-of-the-upstream"
 TOKEN = "a-token-for-the-admin-pages"
+ENVIRONMENT = {"KEY": KEY, "TOKEN": TOKEN}
 CONFIG = """
 reverse_proxy:
   upstreams:
@@ -74,6 +75,7 @@ class Scene:
     process: Process
     port: int
     admin: int
+    command: list[str]
     numbers: Iterator[int] = field(default_factory=count)
 
     @property
@@ -151,8 +153,8 @@ async def open_scene(
         }
         file.write_text(CONFIG % names)
         command = serve("--config", str(file), "--workers", str(workers))
-        async with running(command, env={"KEY": KEY, "TOKEN": TOKEN}) as process:
+        async with running(command, env=ENVIRONMENT) as process:
             started, *_ = await process.event("started", workers)
-            yield Scene(process, port_in(started), admin)
+            yield Scene(process, port_in(started), admin, command)
             if process.process.returncode is None:
                 await process.stop()

@@ -212,7 +212,6 @@ function show(state) {
     if (!store.up) problems.push("The store is away: limits are not shared.");
     for (const worker of state.workers) if (worker.problem) problems.push(`Worker ${worker.worker} ${worker.problem}.`);
     showProblems(problems);
-    if (state.draining) connection("live", "draining");
     const since = reload && reload.ok ? reload.at : 0;
     if (reloadedAt !== since) { reloadedAt = since; showConfiguration(); }
 }
@@ -305,9 +304,10 @@ async function read(reader) {
         rest = blocks.pop();
         const newest = blocks.filter(block => block.startsWith("event: status\n")).pop();
         if (!newest) continue;
+        const state = JSON.parse(newest.slice(newest.indexOf("data: ") + 6));
         newestAt = Date.now();
-        connection("live", "live");
-        show(JSON.parse(newest.slice(newest.indexOf("data: ") + 6)));
+        connection("live", state.draining ? "draining" : "live");
+        show(state);
     }
 }
 
