@@ -65,11 +65,15 @@ FORWARDING = frozenset(
         x-forwarded-prefix x-forwarded-proto x-forwarded-server"""
     )
 )
-READ = HOP | NEVER_NAMED | set(words("expect accept-encoding last-event-id content-range if-range"))
+READ = (
+    HOP
+    | NEVER_NAMED
+    | set(words("expect accept-encoding last-event-id content-range if-range x-request-id"))
+)
 OURS = set(
     words(
         """host x-forwarded-for x-forwarded-proto x-forwarded-host via content-length
-        transfer-encoding"""
+        transfer-encoding x-request-id"""
     )
 )
 STARTED = re.compile(r'"bind":\["127\.0\.0\.1:(\d+)"\].*"event":"started"')
@@ -322,6 +326,7 @@ def test_a_server_sees_the_same_requests(proxy: int, server: StrictServer, data:
     assert seen.values("host") == [f"127.0.0.1:{server.port}"]
     assert seen.values("x-forwarded-for") == ["127.0.0.1"]
     assert seen.values("x-forwarded-proto") == ["http"]
+    assert len(seen.values("x-request-id")) == 1
     assert len(seen.values("content-length")) + len(seen.values("transfer-encoding")) <= 1
     *before, last = ", ".join(seen.values("via")).split(", ")
     assert ", ".join(before) == ", ".join(direct.values("via"))
