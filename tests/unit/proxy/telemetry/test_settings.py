@@ -84,6 +84,8 @@ def test_propagators(listed: str, propagates: bool | None) -> None:
         ("traceidratio", "0.3"),
         ("parentbased_traceidratio", "0.3"),
         ("parentbased_traceidratio", "0"),
+        ("parentbased_traceidratio", "1"),
+        ("traceidratio", "1e-5"),
         ("parentbased_traceidratio", "many"),
         ("unheard_of", None),
     ],
@@ -97,8 +99,8 @@ def test_traces_are_sampled_as_the_sdk_does(
             monkeypatch.setenv(f"OTEL_TRACES_{variable}", value)
     sdk, theirs = OtelSdk([]), TracerProvider(shutdown_on_exit=False).sampler
     numbers = random.Random(1)
-    for _ in range(300):
-        trace_id = numbers.getrandbits(128)
+    near = [round(0.3 * 2**64) + step for step in (-1, 0, 1)]  # the bound of that ratio
+    for trace_id in [*near, *(numbers.getrandbits(128) for _ in range(300))]:
         for parent in (None, 0, 1, 3):
             context, ours = Context(), None
             if parent is not None:
