@@ -17,8 +17,7 @@ __all__ = [
     "SAMPLED",
     "TRACE_FIELDS",
     "TraceContext",
-    "new_span_id",
-    "new_trace_id",
+    "new_ids",
     "read_context",
 ]
 
@@ -38,6 +37,8 @@ _MEMBER = re.compile(
     rb"(" + _KEY + rb")=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
 )
 _MOST_MEMBERS = 32
+_NOT_ZERO = 1 << 191 | 1 << 63
+"""A bit of each id: neither must be zero. Not one of the 64 bits by which samplers decide."""
 _MOST_BYTES = 512
 _LONG_MEMBER_BYTES = 128
 
@@ -105,11 +106,7 @@ def _read_state(values: Sequence[bytes]) -> bytes:
     return b",".join(members)
 
 
-def new_trace_id() -> str:
-    """A random trace id."""
-    return f"{getrandbits(128) or 1:032x}"
-
-
-def new_span_id() -> str:
-    """A random span id."""
-    return f"{getrandbits(64) or 1:016x}"
+def new_ids() -> tuple[str, str]:
+    """A random trace id and a random span id."""
+    digits = f"{getrandbits(192) | _NOT_ZERO:048x}"
+    return digits[:32], digits[32:]

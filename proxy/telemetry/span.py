@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from ..http.headers import HeaderList
-from .context import RANDOM, SAMPLED, TraceContext, new_span_id, new_trace_id
+from .context import RANDOM, TraceContext, new_ids
 
 __all__ = ["Attributes", "ExchangeSpan", "FinishedSpan", "Samples", "SpanEvent"]
 
@@ -43,6 +43,7 @@ class ExchangeSpan:
         "flags",
         "parent",
         "propagates",
+        "sampled",
         "span_id",
         "started_at",
         "trace_id",
@@ -60,31 +61,28 @@ class ExchangeSpan:
         self._began_ns = time.time_ns()
         self._samples = samples
         self.started_at = started_at
-        self.span_id = new_span_id()
+        new_trace, self.span_id = new_ids()
         """16 hexadecimal digits."""
         self.propagates = propagates
         """The upstream gets the span's context."""
         self.events: list[SpanEvent] = []
         """Those that `add_event` noted, at most a hundred."""
-        self.join(parent)
-
-    def join(self, parent: TraceContext | None) -> None:
-        """Become a part of the client's trace, or, for None, of a new one. Decides anew whether the
-        span is exported.
-        """
-        self.parent = parent
-        if parent is None:
-            trace_id, flags = new_trace_id(), RANDOM
-        else:
-            trace_id, flags = parent.trace_id, parent.flags & RANDOM
-        self.trace_id = trace_id
+        self.parent: TraceContext | None = None
+        self.trace_id = new_trace
         """32 hexadecimal digits."""
-        self.flags = flags | SAMPLED if self._samples(trace_id, parent) else flags
-
-    @property
-    def sampled(self) -> bool:
+        if parent is not None:
+            self.join(parent)
+            return
+        self.sampled = samples(new_trace, None)
         """The span is exported."""
-        return bool(self.flags & SAMPLED)
+        self.flags = RANDOM | self.sampled
+
+    def join(self, parent: TraceContext) -> None:
+        """Become a part of the client's trace. Decides anew whether the span is exported."""
+        self.parent = parent
+        self.trace_id = parent.trace_id
+        self.sampled = self._samples(parent.trace_id, parent)
+        self.flags = (parent.flags & RANDOM) | self.sampled
 
     @property
     def traceparent(self) -> str:
