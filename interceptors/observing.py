@@ -211,7 +211,7 @@ class Observer:
             buffer, first, last = bytes(self._carry), 0, len(self._carry)
             self._carry.clear()
         end, count = last, 1
-        if buffer.find(b"\n\n", first, last) != last - 2:  # not just one event
+        if last - first < 2 or buffer.find(b"\n\n", first, last) != last - 2:  # not one event
             end, separator = _last_end(buffer, first, last)
             if end < last:
                 self._carry += memoryview(buffer)[end:last]

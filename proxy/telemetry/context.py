@@ -90,13 +90,15 @@ def _read_state(values: Sequence[bytes]) -> bytes:
     members = [
         stripped for item in b",".join(values).split(b",") if (stripped := item.strip(b" \t"))
     ]
+    if len(members) > _MOST_MEMBERS:
+        return b""
     keys = set()
     for member in members:
         found = _MEMBER.fullmatch(member)
         if found is None:
             return b""
         keys.add(found[1])
-    if len(keys) < len(members) or len(members) > _MOST_MEMBERS:
+    if len(keys) < len(members):
         return b""
     size = sum(map(len, members)) + len(members) - 1
     if size > _MOST_BYTES:  # section 3.3.1.5: long members go first, then the last ones

@@ -37,6 +37,8 @@ _PACKAGES = {
 _REPORT_S = 10.0
 _QUOTES_CREDENTIALS = "opentelemetry.util.re"
 """A logger whose arguments are the values of `OTEL_EXPORTER_OTLP_HEADERS`."""
+_QUOTES_CLIENTS = "opentelemetry.trace.span"
+"""A logger that quotes members of a client's `tracestate` that the SDK does not accept."""
 _NO_CONTEXT = Context()
 
 
@@ -189,6 +191,8 @@ class _Reports(logging.Handler):
             logger.propagate = False
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == _QUOTES_CLIENTS:
+            return
         with self._lock:
             self._count += 1
             now = time.monotonic()

@@ -37,6 +37,23 @@ async def test_a_text_that_cannot_be_encoded(monkeypatch: pytest.MonkeyPatch) ->
     ]
 
 
+async def test_a_client_cannot_fill_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK does not accept each `tracestate` that level 2 allows, and quotes it in a warning."""
+    async with open_collector() as collector:
+        for name, value in collector.environment.items():
+            monkeypatch.setenv(name, value)
+        tracing = Tracing(OtelSdk(["otlp_proto_http"]))
+        parent = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        headers = [(b"traceparent", parent), (b"tracestate", b"1digit=private")]
+        with capture_logs() as log:
+            span = tracing.begin(headers, trio.current_time())
+            tracing.end(FinishedSpan(span, "GET /", trio.current_time(), {}, None))
+            await tracing.aclose()
+    assert span.tracestate == b"1digit=private"
+    assert [item.name for item in collector.spans] == ["GET /"]
+    assert not log
+
+
 class _Stuck:
     """An SDK whose collector never answers."""
 
