@@ -26,6 +26,8 @@ MOST_CLIENTS = 16
 _TAKE_S = 0.05
 """How often the messages of a view are taken. Records carry their own times."""
 _PING_S = 15.0
+_AGAIN_S = 1.0
+"""When a worker that has ended is asked again: its replacement answers once it has started."""
 _CLOSE_S = 1.0
 
 Send = Callable[[list[bytes]], Awaitable[None]]
@@ -132,18 +134,31 @@ class Inspecting:
             await trio.sleep(_TAKE_S if view.is_empty else 0)
 
     async def _remote(self, other: int, wanted: Wanted, send: Send) -> None:
+        """Send the messages of a sibling, and of those that replace it."""
         assert self._siblings is not None
-        stream = await self._siblings.connect(other, {"view": msgspec.to_builtins(wanted)})
-        if stream is None:
-            await send([message("lost", {"worker": other})])
-            return
-        pending = b""
+        while not self._over():
+            stream = await self._siblings.connect(other, {"view": msgspec.to_builtins(wanted)})
+            if stream is not None and await self._pass_on(stream, send) and wanted.once:
+                return
+            if wanted.exchange is not None:  # no replacement has it
+                if stream is None:
+                    await send([message("lost", {"worker": other})])
+                return
+            await trio.sleep(_AGAIN_S)
+            if not self._over():
+                await send([message("lost", {"worker": other})])
+
+    async def _pass_on(self, stream: trio.SocketStream, send: Send) -> bool:
+        """Send the messages of a view until its worker ends it. Returns whether it had a stream."""
+        began, pending = False, b""
         async with stream:
             with suppress(trio.BrokenResourceError):  # the worker has ended
                 async for chunk in stream:
                     *whole, pending = (pending + chunk).split(b"\n\n")
                     if whole:
+                        began = began or any(data.startswith(BEGIN) for data in whole)
                         await send([data + b"\n\n" for data in whole])
+        return began
 
     async def _show_sibling(self, asked: dict[str, Any], stream: trio.SocketStream) -> None:
         """Send this worker's messages to the sibling that asked, until it closes the stream."""

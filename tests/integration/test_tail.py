@@ -17,7 +17,7 @@ from support.process import ROOT, WEIRPOOL, free_port
 from support.proxy import Proxy, config_for, open_proxy
 from support.upstream import answering, open_upstream
 
-from proxy.commands.tail.lines import escaped
+from proxy.commands.tail.lines import Lines, escaped
 
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 
@@ -189,3 +189,15 @@ async def test_a_reader_that_has_seen_enough_is_no_error() -> None:
 )
 def test_content_cannot_control_the_terminal(text: str, line: Any) -> None:
     assert escaped(text) == line
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"exchange": "0-1", "events": 3}, "3 events: this view reads too slowly"),
+        ({"worker": 1}, "worker 1 has ended or does not answer"),
+    ],
+)
+def test_a_loss_has_its_reason(fields: dict[str, Any], line: str) -> None:
+    (shown,) = Lines().of("lost", fields)
+    assert shown.endswith(line)

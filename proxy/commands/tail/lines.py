@@ -64,6 +64,10 @@ class Lines:
             through = f"answered by {by}" if by else ", ".join(fields.get("interceptors", ()))
             text = f"{fields['status']} {fields.get('content_type', '')}"
             return [_line(exchange, "head", f"{text}  {through}".rstrip())]
+        if kind == "lost" and "worker" in fields:
+            return [
+                _line(exchange, "lost", f"worker {fields['worker']} has ended or does not answer")
+            ]
         if kind == "lost":
             what = ", ".join(
                 f"{value} {name}" for name, value in fields.items() if name != "exchange"
