@@ -28,7 +28,7 @@ BodyKind = Literal["events", "text", "hidden"]
 UPSTREAM, CLIENT = "upstream", "client"
 """Stages of an event besides the interceptors' names."""
 
-_EVENTS = (FrameKind.EVENT, FrameKind.UNFINISHED, FrameKind.LARGE, FrameKind.OVERLONG)
+_EVENTS = (FrameKind.EVENT, FrameKind.UNFINISHED, FrameKind.LARGE)
 _OVERLAP = 3  # bytes of a read to search again, so that no empty line is missed
 
 
@@ -89,8 +89,8 @@ class Tap(Watcher):
     """The events of one exchange."""
 
     __slots__ = (
-        *("_carry", "_cut", "_event", "_feeds", "_framer", "_head", "_is_body", "_number"),
-        *("_on_idle", "_skips", "_zero", "body"),
+        *("_carry", "_cut", "_event", "_feeds", "_framer", "_head", "_is_body", "_large"),
+        *("_number", "_on_idle", "_skips", "_zero", "body"),
     )
 
     def __init__(self, started_at: float, on_idle: Callable[[], None]) -> None:
@@ -106,7 +106,8 @@ class Tap(Watcher):
         self._event: Event | None = None  # the one that arrived last, if it has not left
         self._framer: EventFramer | None = None  # of bytes that pass unframed
         self._carry = bytearray()
-        self._cut = 0  # bytes of a body that `_carry` lacks
+        self._cut = 0  # bytes of a body, or of a large event, that are not kept
+        self._large = b""  # the beginning of an event that is too large, until it has passed
         self._skips = False  # inside an event that is too large, or joined in its middle
 
     def add(self, feed: Feed) -> None:
@@ -177,20 +178,35 @@ class Tap(Watcher):
         if self._skips:
             start = find_empty_line(carry, 0, end)
             if start < 0:
-                del carry[: max(0, end - _OVERLAP)]
+                self._skip(carry, end - _OVERLAP)
                 return
-            self._skips = False
+            self._end_large(start)
             framer.continue_after_large(carry, start, end)
         for kind, at, after, _ in one_by_one(framer.frames(carry, start, end, final)):
+            if kind is FrameKind.OVERLONG:
+                self._skips = True
+                self._large = bytes(carry[at : at + MAX_TEXT_BYTES])
+                self._cut = -at - len(self._large)
+                self._skip(carry, end - _OVERLAP)
+                return
             if kind in _EVENTS:
                 self._show(bytes(carry[at:after]))
             elif kind in (FrameKind.BODY, FrameKind.LARGE_BODY):
                 self.show_body(bytes(carry[at:after]))
-            if kind is FrameKind.OVERLONG:
-                self._skips = True
-                del carry[: max(0, end - _OVERLAP)]
-                return
         del carry[: framer.at]
+
+    def _skip(self, carry: bytearray, count: int) -> None:
+        """Drop bytes of an event that is too large, or joined in its middle."""
+        if count > 0:
+            self._cut += count
+            del carry[:count]
+
+    def _end_large(self, count: int) -> None:
+        """An event that is skipped ends after so many more bytes."""
+        self._skips = False
+        large, self._large = self._large, b""
+        if large:
+            self._show(large, self._cut + count)
 
     def _copy_body(self, buffer: bytearray | bytes, first: int, last: int) -> None:
         """Copy bytes that pass of a body that is no event stream. It is shown at its end."""
@@ -261,7 +277,9 @@ class Tap(Watcher):
             if self._framer is None and self._carry:
                 self._is_body = True
                 self._show(bytes(self._carry), self._cut)
-            elif self._framer is not None and not self._skips:
+            elif self._framer is not None and self._skips:
+                self._end_large(len(self._carry))
+            elif self._framer is not None:
                 self._frame(self._framer, self._carry, final=True)
         except Exception:
             self._fail()

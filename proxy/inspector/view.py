@@ -22,7 +22,9 @@ MAX_ITEMS = 4096
 MAX_QUEUED_BYTES = 1 << 21
 """Bytes of events that a view keeps, without the last event."""
 _MAX_PENDING, _MAX_PENDING_BYTES = 24, 1 << 12
-"""Messages of a stream, and bytes of one, that are kept until it is known whether it matches."""
+"""Messages of events, and bytes of one, that are kept until it is known whether a stream matches.
+Events before those are lost.
+"""
 
 _SLICE = 32
 
@@ -130,7 +132,12 @@ class ViewFeed:
         # The client's side.
         self._decoder = Decoder(about["dialect"] or "", about["path"])
         self._state = _State.UNDECIDED
-        self._pending: deque[bytes] = deque(maxlen=_MAX_PENDING + 1)
+        self._pending: deque[tuple[bool, bytes]] = deque()
+        self._head = b""
+        self._missed = 0
+        """Events that are lost because the stream was not shown yet."""
+        self._lost_before = 0
+        """Events that the queue had no room for before it was shown."""
         self._client: str | None = about["client"]
         self._has_head = False
         self._has_text = view.wanted.text is None
@@ -188,12 +195,41 @@ class ViewFeed:
         """The messages to send for the next item of the queue."""
         if self._state is _State.REJECTED:
             return []
+        was_open = self._state is _State.UNDECIDED
         made = self._read(item) if isinstance(item, Record) else self._pass(*item)
-        if self._state is _State.UNDECIDED and 0 < len(made) <= _MAX_PENDING_BYTES:
-            self._pending.append(made)
+        if self._state is _State.UNDECIDED:
+            self._hold(item, made)
         if self._state is not _State.SHOWN:
             return []
-        messages = [*self._pending, made] if made else [*self._pending]
+        messages = self._release() if was_open and self._view.wanted.decides_later else []
+        return [*messages, made] if made else messages
+
+    def _hold(self, item: _Item, made: bytes) -> None:
+        """Keep a message until the stream is shown: the head, and the last whole events."""
+        if not isinstance(item, Record):
+            kind, fields = item
+            if kind == "head":
+                self._head = made
+            elif kind == "lost":
+                self._lost_before += fields["events"]
+            return
+        if not made:
+            return
+        pending = self._pending
+        pending.append((item.begins, made))
+        most = _MAX_PENDING if len(made) <= _MAX_PENDING_BYTES else 0
+        while len(pending) > most or (pending and not pending[0][0]):
+            begins, _ = pending.popleft()
+            self._missed += begins
+
+    def _release(self) -> list[bytes]:
+        """What comes before the message that shows the stream."""
+        messages = [message("begin", self._about)]
+        if self._head:
+            messages.append(self._head)
+        if lost := self._missed + self._lost_before:
+            messages.append(message("lost", {"exchange": self._exchange, "events": lost}))
+        messages += [made for _, made in self._pending]
         self._pending.clear()
         return messages
 
@@ -206,6 +242,8 @@ class ViewFeed:
         if kind in ("head", "end"):
             self._client, self._has_head = fields.get("client", self._client), True
             self._decide()
+        if kind == "end" and self._missed:
+            fields = {**fields, "lost": fields.get("lost", 0) + self._missed}
         made = message(kind, {"exchange": self._exchange, **fields})
         if kind == "end":
             self.close()
@@ -237,6 +275,4 @@ class ViewFeed:
             return
         self._state = _State.SHOWN
         self._wants_events = self._view.wanted.events
-        if self._view.wanted.decides_later:
-            self._pending.appendleft(message("begin", self._about))
         self._view.note_shown(self)

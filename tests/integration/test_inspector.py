@@ -253,7 +253,7 @@ async def test_events_before_and_after_each_interceptor(
     [
         ("/", b"text/event-stream", [b"data: 1\n\nda", b"ta: 2\r\n\r\n"], ["data: 1\n\n", "data: 2\r\n\r\n"]),
         ("/resumed", b"text/event-stream", [b"id: 1\ndata: 1\n\nda", b"ta: 2\n\n"], ["id: 1\ndata: 1\n\n", "data: 2\n\n"]),
-        ("/", b"text/event-stream", [b"data: " + b"x" * 70_000, b"yz\n\ndata: 2\n\n"], ["data: " + "x" * 65_530, "data: 2\n\n"]),
+        ("/", b"text/event-stream", [b"data: " + b"x" * 70_000, b"x" * 9_000, b"yz\n\ndata: 2\n\n"], ["data: " + "x" * 65_530, "data: 2\n\n"]),
         ("/", b"application/json", [b'{"a":', b"1}"], ['{"a":1}']),
         ("/hooked", b"application/json", [b'{"a":', b'"secret"}'], ['{"a":"secret"}']),
         ("/", b"image/png", [b"\x89PNG"], []),
@@ -286,6 +286,9 @@ async def test_what_no_hook_sees_is_shown_too(
     if sent and shown and path != "/hooked":
         assert b"".join(sent).startswith(shown[0].encode())
         assert answers[0].body == b"".join(sent)
+        if content_type == b"text/event-stream":
+            seen = sum(len(item["texts"][0]) + item.get("cut", 0) for item in events)
+            assert seen == len(answers[0].body)
 
 
 @pytest.mark.parametrize("path", ["/", "/hooked"])
@@ -439,6 +442,33 @@ async def test_a_slow_view_loses_events_and_says_how_many(monkeypatch: pytest.Mo
     assert end["lost"] == lost
     assert lost + len(numbers) == count + 1  # with the one that is added
     assert {item["number"] for item in found.of("event") if item["stage"] == "client"} == numbers
+
+
+@pytest.mark.parametrize(
+    ("large", "last", "numbers"),
+    [(0, 10, range(1, 12)), (0, 40, range(28, 42)), (30, 40, range(31, 42))],
+)
+async def test_events_before_the_text_that_is_wanted_are_shown_or_counted_as_lost(
+    large: int, last: int, numbers: range
+) -> None:
+    """`large`: the event that is too large to keep."""
+    texts = [b"%d " % number + b"x" * (5_000 * (number == large)) for number in range(1, last)]
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.start_stream()
+        for text in [*texts, b"wanted", b"after"]:
+            await peer.chunk(b"data: %s\n\n" % text)
+        await peer.end()
+
+    async with inspected(script) as proxy, watching(proxy.port, "?text=wanted") as found:
+        await until(lambda: proxy.worker.inspector.views)  # type: ignore[union-attr]
+        assert (await fetch(proxy.port, "/")).complete
+        (end,) = await found.kinds("end")
+    assert [name for name, _ in found.messages][:2] == ["begin", "head"]
+    assert {item["number"] for item in found.of("event")} == set(numbers)
+    lost = sum(item["events"] for item in found.of("lost"))
+    assert (lost, end.get("lost", 0)) == (numbers[0] - 1,) * 2
 
 
 async def test_who_may_watch() -> None:
