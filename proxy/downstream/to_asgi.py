@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 
 import trio
 
-from ..errors import ClientGone, RequestRefused
+from ..errors import ClientGone, RequestRefused, SendStalled
 from .http1_stream import Http1Stream
 from .http2.stream import Http2Stream
 from .port import Message, Receive, Scope, Send
@@ -111,7 +111,7 @@ class _Bridge:
                 if self._asks and stream.waits_for_continue and not stream.started:
                     await stream.send_interim(100, [])
                 data = await stream.receive()
-            except ClientGone:
+            except (ClientGone, SendStalled):
                 return {"type": "http.disconnect"}
             except RequestRefused as fault:
                 self.fault = fault.with_traceback(None)
@@ -129,7 +129,7 @@ class _Bridge:
                 self._head = message["status"], [item for item in headers if item[0] != _CODING]
             elif message["type"] == "http.response.body":
                 await self._send_body(message.get("body", b""), message.get("more_body", False))
-        except ClientGone:
+        except (ClientGone, SendStalled):
             self.left = True
             raise OSError("the client has left") from None
 
