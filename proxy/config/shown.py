@@ -33,7 +33,7 @@ _CREDENTIALS = re.compile(
     r"secret|admin\.token|store\.password|reverse_proxy\.upstreams\[\d+\]\.headers\.set\..*"
 )
 _CREDENTIAL_NAMES = re.compile(
-    r"key|token|secret|passw|credential|auth|cookie|private|signature", re.IGNORECASE
+    r"key|token|secret|passw|credential|auth|cookie|private|signature|^upstream$", re.IGNORECASE
 )
 _USER = re.compile(r"(\w://)[^/?#@\s]*@")
 

@@ -15,7 +15,7 @@ reverse_proxy:
     - name: up
       endpoints: ["https://host/base", "https://${HOST}/"]
       headers: {set: {authorization: "Bearer literal-1", x-plain: literal-2}}
-  routes: [{path: /v1, upstream: up, interceptors: [own]}, {path: "/${AB}", upstream: up}]
+  routes: [{path: /v1, upstream: up, interceptors: [own, keys]}, {path: "/${AB}", upstream: up}]
 interceptors:
   - name: own
     use: ./own.py:Own
@@ -28,6 +28,9 @@ interceptors:
       text: "kept-2 ${SHORT:-} ${DEFAULT:-kept-3}"
       referenced: "x ${SECRET}"
       file: "${file:secret.txt}"
+  - name: keys
+    use: api_keys
+    options: {keys: {ann: "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"}, upstream: Bearer literal-10, upstream_header: x-kept-4}
 store: {url: "valkey://u:literal-7@host", password: null}
 admin: {port: 9000, token: literal-token-8-of-admin}
 secret: literal-9-literal-9-literal-9-literal-9
@@ -57,7 +60,16 @@ def test_no_credential_is_shown(file: Path) -> None:
     text = json.dumps(tree)
     for secret in ("literal", "from-", "secret.host"):
         assert secret not in text
-    for kept in ("kept-1", "kept-2", "kept-3", "/base", '"path": "/v1"', '"x-plain"', '"ann"'):
+    for kept in (
+        "kept-1",
+        "kept-2",
+        "kept-3",
+        "kept-4",
+        "/base",
+        '"path": "/v1"',
+        '"x-plain"',
+        '"ann"',
+    ):
         assert kept in text
     options = tree["interceptors"][0]["options"]
     assert (options["tokens"], options["url"]) == (5, "postgres://***@db/x")
