@@ -44,6 +44,7 @@ _CANNOT_PRINT = (errno.EPIPE, errno.ENOSPC, errno.EIO)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit status."""
+    _open_standard_files()
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
@@ -69,6 +70,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _open_standard_files() -> None:
+    """Open the null device for each standard file that is closed.
+
+    Otherwise a socket gets its number, and what C code prints reaches a client.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+            os.set_inheritable(fd, True)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - until the process ends
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _parser() -> argparse.ArgumentParser:

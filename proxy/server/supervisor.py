@@ -198,7 +198,8 @@ class _Supervisor:
             self._log.critical("process_failed", exc_info=True)
         finally:
             flush_log()
-            with suppress(OSError):
+            # Whatever fails here must not reach the code of the parent, such as the store's stop.
+            with suppress(Exception):
                 sys.stdout.flush()
             os._exit(status)
 

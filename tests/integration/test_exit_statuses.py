@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import trio
-from support.process import ROOT, WEIRPOOL, running
+from support.client import fetch
+from support.process import ROOT, WEIRPOOL, free_port, running
 
 INTERCEPTORS = """
 import sys
@@ -76,9 +79,11 @@ class Dies(Own):
         if Dies.made > 1:  # the first one is made for the check of the configuration
             raise Fatal("a defect")
 """
-CONFIG = """
+PLAIN = """
 reverse_proxy: {upstreams: [{name: u, endpoints: ['http://127.0.0.1:9']}], routes: [{path: /, upstream: u}]}
-interceptors: [{name: own, use: "./own.py:%s", options: {dsn: "${OWN_DSN}"}}]
+"""
+CONFIG = f"""{PLAIN}
+interceptors: [{{name: own, use: "./own.py:%s", options: {{dsn: "${{OWN_DSN}}"}}}}]
 """
 TAKEN = "--bind: cannot listen on "
 FAILED = "interceptors[0]: the lifespan of 'own' failed: "
@@ -148,3 +153,23 @@ async def test_exit_status(
             else:
                 assert all(isinstance(json.loads(text), dict) for text in process.lines)
             assert "s3cr3t" not in "".join(process.lines)
+
+
+async def test_closed_standard_files(tmp_path: Path) -> None:
+    """As some supervisors start a service: no socket gets their numbers, and the exit status is that
+    of a drain.
+    """
+    port = free_port()
+    (tmp_path / "weirpool.yaml").write_text(f"admin: {{port: {port}}}\n{PLAIN}")
+    options = ["--config", str(tmp_path / "weirpool.yaml"), "--bind", "127.0.0.1:0"]
+    serve = [*WEIRPOOL, "serve", *options, "--workers", "2"]
+    async with running(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *serve]) as process:
+        with trio.fail_after(20):
+            while True:
+                with suppress(OSError):
+                    if (await fetch(port, "/readyz")).status == 200:
+                        break
+                await trio.sleep(0.05)
+        files = Path(f"/proc/{process.process.pid}/fd")
+        assert {os.readlink(files / str(fd)) for fd in range(3)} == {os.devnull}
+        await process.stop()
