@@ -20,7 +20,7 @@ import trio
 from . import dialects
 from .api import Interceptor
 from .dialects import Finish, Part, ProviderError, TextDelta, ToolCallDelta
-from .dialects.answers import Readers, readers_for
+from .dialects.answers import Readers, has_messages, readers_for
 from .dialects.message_driver import Handler, MessageDriver
 from .errors import NotJson
 from .event import BodyEvent, Event
@@ -31,10 +31,8 @@ from .needs import Finder, finder_of
 from .operation import Operation, operation_name
 from .sse import BOM, parse_fields
 
-__all__ = ["OBSERVED", "NoteEvents", "Observer", "owner_of", "read_request"]
+__all__ = ["NoteEvents", "Observer", "owner_of", "read_request"]
 
-OBSERVED = frozenset(("openai", "anthropic", "mcp"))
-"""The dialects of routes with observers."""
 
 NoteEvents = Callable[[int, float], None]
 """Is called with the number of events that one read has ended, and Trio's time."""
@@ -71,7 +69,7 @@ def read_request(
     """Read a POST as it goes upstream. `path`: in normal form. `request`: as interceptors left it,
     on MCP routes never None. `body` None: it is not at hand. Raises nothing.
     """
-    if operation.dialect != "mcp":
+    if not has_messages(operation.dialect):
         operation.name = operation_name(path)
         model = read_asked(body).model if body else None
         operation.request_model = cut_name(model) if isinstance(model, str) else None
@@ -132,7 +130,7 @@ class Observer:
         """`max_bytes`: of an event or a JSON body; larger ones are not read."""
         self._context = _Context(owner, route, operation.dialect, path)
         self._reading: _Reading | _McpReading | None
-        if operation.dialect == "mcp":
+        if has_messages(operation.dialect):
             self._reading = _McpReading(operation)
         else:
             readers = readers_for(operation.dialect, path)

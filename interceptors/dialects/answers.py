@@ -21,6 +21,7 @@ __all__ = [
     "ANSWER_RULES",
     "AnswerRules",
     "Readers",
+    "has_messages",
     "has_one_answer",
     "is_call",
     "is_chat",
@@ -55,6 +56,8 @@ class AnswerRules:
     """The readers that may fit, by a folded path; with two, the first message decides."""
     is_decided_by_path: bool = False
     """The dialect names no API, so only the path does."""
+    has_messages: bool = False
+    """Bodies are JSON-RPC messages (MCP)."""
     reads_one_json: bool = False
     """Its clients read JSON in any response as one text."""
 
@@ -87,7 +90,7 @@ _GENERIC = AnswerRules(_of_any_api, is_decided_by_path=True)
 ANSWER_RULES: Mapping[str, AnswerRules] = {
     "openai": AnswerRules(_of_openai),
     "anthropic": AnswerRules(_of_anthropic),
-    "mcp": AnswerRules(_of_mcp, reads_one_json=True),
+    "mcp": AnswerRules(_of_mcp, has_messages=True, reads_one_json=True),
     "generic": _GENERIC,
     "abort": _GENERIC,
 }
@@ -103,6 +106,11 @@ def readers_for(dialect: str, path: str) -> Readers:
 def is_decided_by_path(dialect: str) -> bool:
     """Whether the dialect names no API, so that only the path decides which responses are answers."""
     return ANSWER_RULES.get(dialect, _GENERIC).is_decided_by_path
+
+
+def has_messages(dialect: str) -> bool:
+    """Whether bodies are JSON-RPC messages (MCP)."""
+    return ANSWER_RULES.get(dialect, _GENERIC).has_messages
 
 
 def may_be_mislabelled(dialect: str, path: str) -> bool:

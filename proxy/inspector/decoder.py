@@ -20,6 +20,7 @@ from interceptors.dialects import (
     ToolCall,
     Usage,
 )
+from interceptors.dialects.answers import has_messages
 from interceptors.dialects.tokens import COUNTS
 from interceptors.event import BodyEvent, Event
 from interceptors.wire_event import WireEvent
@@ -84,7 +85,7 @@ class Decoder:
     def __init__(self, dialect: str, path: str) -> None:
         context = _Context(Request(dialect=dialect, path=path))
         self._stream = _Opens().open_stream(context)
-        self._is_mcp = dialect == "mcp"
+        self._is_mcp = has_messages(dialect)
         self._model: str | None = None
 
     @property

@@ -27,9 +27,7 @@ SAMPLED = 1
 RANDOM = 2
 """Level 2: the trace id is random, so that samplers can decide by it. Level 1 ignores it."""
 
-_PARENT = re.compile(
-    rb"[ \t]*([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-[^\x00-\x1f]*)?[ \t]*"
-)
+_PARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-[^\x00-\x1f]*)?")
 _NO_TRACE, _NO_SPAN = b"0" * 32, b"0" * 16
 # Section 3.3.1.3. As level 2, which lets every key begin with a digit.
 _KEY = rb"[a-z0-9][a-z0-9_\-*/]{0,255}|[a-z0-9][a-z0-9_\-*/]{0,240}@[a-z][a-z0-9_\-*/]{0,13}"
@@ -66,7 +64,7 @@ def read_context(parents: Sequence[bytes], states: Sequence[bytes] = ()) -> Trac
     """
     if len(parents) != 1:
         return None
-    found = _PARENT.fullmatch(parents[0])
+    found = _PARENT.fullmatch(parents[0].strip(b" \t"))
     if found is None:
         return None
     version, trace_id, span_id, flags, rest = found.groups()

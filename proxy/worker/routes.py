@@ -12,9 +12,10 @@ import httpx
 import msgspec
 
 from interceptors.chain import Chain
+from interceptors.dialects.answers import is_decided_by_path
 from interceptors.dialects.mcp_sessions import SessionBook
 from interceptors.hooks import Owner
-from interceptors.observing import OBSERVED, owner_of
+from interceptors.observing import owner_of
 from interceptors.paths import fold_path, normal_path
 
 from ..config import (
@@ -262,7 +263,7 @@ class RouteTable:
         prefix, transport = normal_path(settings.path.encode()), self.transports[upstream.name]
         dialect = DIALECTS[settings.dialect]
         owners = [interceptors[name] for name in settings.interceptors]
-        observer = self._observer(dialect.name) if config.telemetry.genai else None
+        observer = self._observer(dialect) if config.telemetry.genai else None
         places = {
             endpoint: _place(endpoint, prefix, settings.strip_prefix, host)
             for endpoint in transport.endpoints.all
@@ -307,11 +308,12 @@ class RouteTable:
             observer=observer,
         )
 
-    def _observer(self, dialect: str) -> Owner | None:
-        """Whom the observers of a dialect are counted for; None if it has none."""
-        if dialect in OBSERVED and dialect not in self.observers:
-            self.observers[dialect] = owner_of(dialect)
-        return self.observers.get(dialect)
+    def _observer(self, dialect: Dialect) -> Owner | None:
+        """Whom the observers of a dialect are counted for; None for one that names no API."""
+        name = dialect.name
+        if not is_decided_by_path(name) and name not in self.observers:
+            self.observers[name] = owner_of(name)
+        return self.observers.get(name)
 
 
 def _covers(prefix: str, path: str) -> bool:
