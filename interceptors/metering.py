@@ -60,6 +60,8 @@ class AskedCall(msgspec.Struct):
 
 def cut_name(text: str) -> str:
     """A name for labels and logs: cut, and without lone surrogates, which metrics cannot show."""
+    if len(text) <= _MAX_NAME and text.isascii():
+        return text
     return text[:_MAX_NAME].encode("utf-8", "replace").decode()
 
 

@@ -14,7 +14,6 @@ from functools import lru_cache
 from time import perf_counter
 from typing import Any
 
-import msgspec
 import trio
 
 from . import dialects
@@ -25,79 +24,27 @@ from .dialects.message_driver import Handler, MessageDriver
 from .errors import NotJson
 from .event import BodyEvent, Event
 from .hooks import Owner
-from .message import Request
-from .metering import CallStream, cut_name, read_asked
-from .needs import Finder, finder_of
-from .operation import Operation, operation_name
+from .metering import CallStream, cut_name
+from .operation import Operation
+from .operation_bodies import read_mcp_answer
 from .sse import BOM, parse_fields
 
-__all__ = ["NoteEvents", "Observer", "owner_of", "read_request"]
-
+__all__ = ["NoteEvents", "Observer", "owner_of"]
 
 NoteEvents = Callable[[int, float], None]
 """Is called with the number of events that one read has ended, and Trio's time."""
+_Search = Callable[[bytes | bytearray, int, int], re.Match[bytes] | None]
 
-_TOOL_ERROR = "tool_error"
-_MCP_NEEDS = (b'"error"', b'"isError"')
 _READ = (TextDelta, ToolCallDelta, Finish, dialects.Usage, ProviderError)
+_MCP_NEEDS = re.compile(rb'"(?:error|isError)"').search
 _NAMES: dict[type[Part], str] = dict.fromkeys(_READ, "read")
 _END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_MOST_OF_END = 3  # bytes of an end that is not whole
 
 
 def owner_of(dialect: str) -> Owner:
     """Whom the time and the unread parts of observers are counted for."""
     return Owner(f"telemetry ({dialect})", Interceptor())
-
-
-# The request
-
-
-class _McpCall(msgspec.Struct):
-    id: Any = None
-    method: Any = None
-    params: msgspec.Raw = msgspec.Raw(b"{}")
-
-
-class _McpParams(msgspec.Struct):
-    name: Any = None
-    protocol_version: Any = msgspec.field(default=None, name="protocolVersion")
-
-
-def read_request(
-    operation: Operation, path: str, request: Request | None, body: bytes | None
-) -> None:
-    """Read a POST as it goes upstream. `path`: in normal form. `request`: as interceptors left it,
-    on MCP routes never None. `body` None: it is not at hand. Raises nothing.
-    """
-    if not has_messages(operation.dialect):
-        operation.name = operation_name(path)
-        model = read_asked(body).model if body else None
-        operation.request_model = cut_name(model) if isinstance(model, str) else None
-        return
-    assert request is not None
-    operation.mcp_session = _header(request, "mcp-session-id")
-    operation.protocol_version = _header(request, "mcp-protocol-version")
-    try:
-        call = msgspec.json.decode(body or b"", type=_McpCall)
-        params = msgspec.json.decode(call.params, type=_McpParams | None) or _McpParams()
-    except (msgspec.DecodeError, RecursionError):
-        return  # a batch, or nothing that an MCP server would accept
-    if not isinstance(call.method, str):
-        return
-    operation.mcp_method = cut_name(call.method)
-    if call.id is not None:
-        operation.jsonrpc_id = cut_name(str(call.id))
-    if call.method == "initialize" and isinstance(params.protocol_version, str):
-        operation.protocol_version = cut_name(params.protocol_version)
-    elif call.method == "tools/call" and isinstance(params.name, str):
-        operation.tool, operation.name = cut_name(params.name), "execute_tool"
-    elif call.method == "prompts/get" and isinstance(params.name, str):
-        operation.prompt = cut_name(params.name)
-
-
-def _header(request: Request, name: str) -> str | None:
-    value: str | None = request.headers.get(name)
-    return None if value is None else cut_name(value)
 
 
 # The answer
@@ -106,29 +53,19 @@ def _header(request: Request, name: str) -> str | None:
 class Observer:
     """Reads one answer. `feed` its bytes, or give it whole to `read_body`, then call `end`."""
 
-    __slots__ = (
-        "_body",
-        "_carry",
-        "_context",
-        "_find",
-        "_is_events",
-        "_max_bytes",
-        "_note",
-        "_reading",
-    )
+    __slots__ = ("_carry", "_context", "_is_events", "_max_bytes", "_note", "_reading", "_search")
 
     def __init__(
         self,
         operation: Operation,
         owner: Owner,
-        route: str,
         path: str,
         *,
         max_bytes: int,
         note_events: NoteEvents,
     ) -> None:
         """`max_bytes`: of an event or a JSON body; larger ones are not read."""
-        self._context = _Context(owner, route, operation.dialect, path)
+        self._context = _Context(owner, operation.dialect, path)
         self._reading: _Reading | _McpReading | None
         if has_messages(operation.dialect):
             self._reading = _McpReading(operation)
@@ -138,30 +75,33 @@ class Observer:
         self._max_bytes = max_bytes
         self._note = note_events
         self._is_events: bool | None = None  # None: the first bytes decide
-        self._body = b""  # a JSON body, if it came whole
         self._carry = bytearray()  # an unfinished event, or a JSON body
-        self._find: Finder | None = None if self._reading is None else self._reading.find
+        self._search: _Search | None = None
 
-    def feed(self, buffer: bytes | bytearray, first: int, last: int) -> None:
-        """The next bytes of a body, `buffer[first:last]`. Raises nothing."""
+    def feed(self, buffer: bytes | bytearray, first: int, last: int, now: float) -> None:
+        """The next bytes of a body, `buffer[first:last]`. `now`: Trio's time. Raises nothing."""
+        search = self._search
+        if (  # most reads: one event, of which nothing is needed
+            search is not None
+            and 0 <= buffer.find(b"\n\n", first, last) == last - 2
+            and not self._carry
+            and search(buffer, first, last) is None
+        ):
+            self._note(1, now)
+            return
         if self._reading is None:
             return
         try:
             if self._is_events:
-                self._feed_events(buffer, first, last)
+                self._feed_events(buffer, first, last, now)
             else:
-                self._begin(buffer, first, last)
+                self._begin(buffer, first, last, now)
         except Exception as error:
             self._give_up(f"the observer failed: {type(error).__name__}")
 
-    def read_body(self, body: bytes) -> None:
+    def read_body(self, body: bytes, now: float) -> None:
         """A whole body. Raises nothing."""
-        if self._is_events is None and body[:1] in (b"{", b"["):
-            self._is_events, self._body = False, body
-            if self._reading is not None:
-                self._reading.begin(is_events=False)
-        else:
-            self.feed(body, 0, len(body))
+        self.feed(body, 0, len(body), now)
         self.end(complete=True)
 
     def end(self, *, complete: bool) -> None:
@@ -170,23 +110,23 @@ class Observer:
         if reading is None:
             return
         try:
-            carry = self._body or bytes(self._carry)
+            carry = bytes(self._carry)
             if complete and carry:
                 if self._is_events:
-                    self._read_events(carry)  # without its empty line
+                    self._read_events(carry, 0, len(carry))  # without its empty line
                 elif self._is_events is False:
                     reading.read(BodyEvent(carry))
         except Exception as error:
             self._give_up(f"the observer failed: {type(error).__name__}")
-        self._reading = None
+        self._reading = self._search = None
         reading.close()
 
     def _give_up(self, reason: str) -> None:
-        self._reading = None
+        self._reading = self._search = None
         self._carry.clear()
         self._context.note_unread(reason)
 
-    def _begin(self, buffer: bytes | bytearray, first: int, last: int) -> None:
+    def _begin(self, buffer: bytes | bytearray, first: int, last: int, now: float) -> None:
         """Decide by the first bytes, and read on."""
         carry = self._carry
         carry += memoryview(buffer)[first:last]
@@ -198,54 +138,63 @@ class Observer:
                 assert self._reading is not None
                 self._is_events = text[0] not in b"{["
                 self._reading.begin(is_events=self._is_events)
+                self._search = self._reading.search if self._is_events else None
             if self._is_events:
                 self._carry = bytearray()
                 text = carry.removeprefix(BOM)
-                self._feed_events(text, 0, len(text))
+                self._feed_events(text, 0, len(text), now)
 
-    def _feed_events(self, buffer: bytes | bytearray, first: int, last: int) -> None:
-        if self._carry:
-            self._carry += memoryview(buffer)[first:last]
-            buffer, first, last = bytes(self._carry), 0, len(self._carry)
-            self._carry.clear()
-        end, count = last, 1
-        if last - first < 2 or buffer.find(b"\n\n", first, last) != last - 2:  # not one event
-            end, separator = _last_end(buffer, first, last)
-            if end < last:
-                self._carry += memoryview(buffer)[end:last]
-                if len(self._carry) > self._max_bytes:
-                    self._give_up("an event is larger than max_event_bytes")
-            if end == first:
-                return
-            count = buffer.count(separator, first, end)
-        self._note(count, trio.current_time())
-        if self._find is None or self._find(buffer, first, end) >= 0:
-            self._read_events(bytes(memoryview(buffer)[first:end]))
+    def _feed_events(self, buffer: bytes | bytearray, first: int, last: int, now: float) -> None:
+        carry, at = self._carry, first
+        if carry:
+            at = max(len(carry) - _MOST_OF_END, 0)  # before it, no event ends
+            carry += memoryview(buffer)[first:last]
+            buffer, first, last = carry, 0, len(carry)
+        end, separator = _last_end(buffer, at, last)
+        if end > at:
+            self._note(buffer.count(separator, first, end), now)
+            self._read_events(buffer, first, end)
+            self._carry = carry = bytearray(memoryview(buffer)[end:last])
+        elif buffer is not carry:
+            carry += memoryview(buffer)[first:last]
+        if len(carry) > self._max_bytes:
+            self._give_up("an event is larger than max_event_bytes")
 
-    def _read_events(self, data: bytes) -> None:
-        """Read those of some whole events that matter."""
-        at, reading = 0, self._reading
+    def _read_events(self, buffer: bytes | bytearray, at: int, end: int) -> None:
+        """Read those of some whole events that matter, `buffer[at:end]`."""
+        reading = self._reading
         assert reading is not None
-        while at < len(data):
-            match = _END.search(data, at)
-            end = len(data) if match is None else match.end()
-            if self._find is None or self._find(data, at, end) >= 0:
-                fields = parse_fields(data[at:end])
-                if fields.data is not None:
-                    reading.read(Event(fields.data, event=fields.event))
-                    self._find = reading.find
-            at = end
+        while at < end:
+            needed = at
+            if self._search is not None:
+                found = self._search(buffer, at, end)
+                if found is None:
+                    return
+                needed = found.start()
+            stop = _end_of_event(buffer, at, end)
+            while stop <= needed:
+                at, stop = stop, _end_of_event(buffer, stop, end)
+            fields = parse_fields(bytes(memoryview(buffer)[at:stop]))
+            if fields.data is not None:
+                reading.read(Event(fields.data, event=fields.event))
+                self._search = reading.search
+            at = stop
+
+
+def _end_of_event(buffer: bytes | bytearray, at: int, end: int) -> int:
+    match = _END.search(buffer, at, end)
+    return end if match is None else match.end()
 
 
 @lru_cache(maxsize=16)
-def _finder_of_rest(readers: Readers) -> Finder | None:
+def _search_of_rest(readers: Readers) -> _Search:
     """Finds events with usage, an error or the end of an answer."""
     needles = {
         reader.needles[part]
         for reader in readers
         for part in (Finish, dialects.Usage, ProviderError)
     }
-    return finder_of(re.compile(b"|".join(sorted(needles))))
+    return re.compile(b"|".join(sorted(needles))).search
 
 
 def _last_end(buffer: bytes | bytearray, first: int, last: int) -> tuple[int, bytes]:
@@ -261,11 +210,10 @@ def _last_end(buffer: bytes | bytearray, first: int, last: int) -> tuple[int, by
 class _Context:
     """What a reader of answers needs of a `StreamContext`."""
 
-    __slots__ = ("dialect", "owner", "path", "route")
+    __slots__ = ("dialect", "owner", "path")
 
-    def __init__(self, owner: Owner, route: str, dialect: str, path: str) -> None:
+    def __init__(self, owner: Owner, dialect: str, path: str) -> None:
         self.owner = owner
-        self.route = route
         self.dialect = dialect
         self.path = path
 
@@ -282,18 +230,12 @@ class _Reading(CallStream):
         self._owner: Owner = context.owner
         self._operation = operation
         self._readers = readers
-        self.find: Finder | None = None
+        self.search: _Search | None = None
         """Finds the events that matter; None: all do."""
 
     def begin(self, *, is_events: bool) -> None:
         """The kind of the body is known."""
         self._operation.streams = is_events
-        if is_events or len(self._readers) > 1:
-            self._open_driver()
-        if not is_events and self._driver is not None:
-            self._ignore_content()
-
-    def _open_driver(self) -> None:
         handlers: dict[type[Part], Handler] = {
             TextDelta: self._note_token,
             ToolCallDelta: self._note_token,
@@ -304,40 +246,17 @@ class _Reading(CallStream):
         self._driver = MessageDriver(
             handlers, _NAMES, "_Reading", self._readers, self.context, holds=False, others=False
         )
+        if not is_events:
+            self._ignore_content()
 
     def read(self, event: Event) -> None:
         """Read an event or a body."""
         began = perf_counter()
-        if self._driver is None:
-            model = self._read_body(event)
-        else:
-            self.on_event(event)
-            model = self.model
-        self._note_names(event, model)
+        self.on_event(event)
+        self._note_names(event, self.model)
         self._owner.note("read", perf_counter() - began)
-        if self.find is None and self._operation.first_token_at is not None:
+        if self.search is None and self._operation.first_token_at is not None:
             self._ignore_content()
-
-    def _read_body(self, event: Event) -> str | None:
-        """Read a body of a known dialect, which needs no driver. Returns the model."""
-        try:
-            message = event.json()
-        except NotJson:
-            self._open_driver()
-            self._ignore_content()
-            self.on_event(event)
-            return self.model
-        reader = self._readers[0](deltas=False)
-        for part in reader.read_body(message):
-            if isinstance(part, Finish):
-                self.on_finish(part)
-            elif isinstance(part, dialects.Usage):
-                self.on_usage(part)
-            elif isinstance(part, ProviderError):
-                self.on_provider_error(part)
-        if reader.problems:
-            self.context.note_unread(reader.problems[0], count=len(reader.problems))
-        return reader.model
 
     def close(self) -> None:
         """Break the reference cycle with the driver."""
@@ -346,7 +265,7 @@ class _Reading(CallStream):
     def _ignore_content(self) -> None:
         assert self._driver is not None
         self._driver.ignore_content()
-        self.find = _finder_of_rest(self._readers)
+        self.search = _search_of_rest(self._readers)
 
     def _note_token(self, part: TextDelta | ToolCallDelta) -> None:
         if self._operation.first_token_at is None:
@@ -354,18 +273,13 @@ class _Reading(CallStream):
 
     def on_finish(self, finish: Finish) -> None:
         super().on_finish(finish)
-        self._operation.last_token_at = trio.current_time()
+        if self._operation.streams:
+            self._operation.last_token_at = trio.current_time()
         self._operation.finish_reasons = tuple(self.reasons)
 
     def on_usage(self, usage: dialects.Usage) -> None:
         super().on_usage(usage)
-        operation, counts = self._operation, self.counts
-        given, cached, written = map(counts.get, ("input", "cached", "cache_written"))
-        if given is not None and self.cached_is_apart:
-            given += (cached or 0) + (written or 0)
-        operation.input_tokens, operation.output_tokens = given, counts.get("output")
-        operation.cache_read_tokens, operation.cache_write_tokens = cached, written
-        operation.reasoning_tokens = counts.get("reasoning")
+        self._operation.set_counts(self.counts, cached_is_apart=self.cached_is_apart)
 
     def on_provider_error(self, error: ProviderError) -> None:
         super().on_provider_error(error)
@@ -400,7 +314,7 @@ class _McpReading:
 
     def __init__(self, operation: Operation) -> None:
         self._operation = operation
-        self.find = finder_of(_MCP_NEEDS)
+        self.search: _Search | None = _MCP_NEEDS
 
     def begin(self, *, is_events: bool) -> None:
         """As of `_Reading`."""
@@ -411,18 +325,4 @@ class _McpReading:
 
     def read(self, event: Event) -> None:
         """As of `_Reading`."""
-        operation = self._operation
-        try:
-            message = event.json()
-        except NotJson:
-            return
-        if not isinstance(message, dict) or message.get("method") is not None:
-            return
-        ident = message.get("id")
-        if ident is not None and str(ident) != operation.jsonrpc_id:
-            return  # of another request
-        error, result = message.get("error"), message.get("result")
-        if isinstance(error, dict):
-            operation.error_type = cut_name(str(error.get("code", "error")))
-        elif isinstance(result, dict) and result.get("isError") is True:
-            operation.error_type = _TOOL_ERROR
+        read_mcp_answer(self._operation, event.data)

@@ -7,6 +7,7 @@ conventions for generative AI and for MCP.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import msgspec
@@ -83,7 +84,7 @@ class Operation(msgspec.Struct, eq=False):
     first_token_at: float | None = None
     """The first event with output: text, or a part of a tool call."""
     last_token_at: float | None = None
-    """The event that ended the output."""
+    """The event that ended the output; None without a stream."""
     mcp_method: str | None = None
     tool: str | None = None
     """The tool of a `tools/call`."""
@@ -101,6 +102,18 @@ class Operation(msgspec.Struct, eq=False):
     """`error.type`: the provider's error, a status of 400 or above, `tool_error`, or the code of a
     JSON-RPC error; at the exchange's end also the error type or the outcome of a failure.
     """
+
+    def set_counts(self, counts: Mapping[str, int | float], *, cached_is_apart: bool) -> None:
+        """Set the tokens, from counts as `read_counts` names them. `cached_is_apart`: its `input`
+        is without those of caches.
+        """
+        find = counts.get
+        given, cached, written = find("input"), find("cached"), find("cache_written")
+        if given is not None and cached_is_apart:
+            given += (cached or 0) + (written or 0)
+        self.input_tokens, self.output_tokens = given, find("output")
+        self.cache_read_tokens, self.cache_write_tokens = cached, written
+        self.reasoning_tokens = find("reasoning")
 
 
 @lru_cache(maxsize=256)

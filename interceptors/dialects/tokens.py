@@ -21,45 +21,45 @@ _MOST = 1 << 53
 """Larger counts are ignored: floats are not exact above."""
 
 # OpenAI chat and responses, Anthropic, and besides: `prompt_cache_hit_tokens` of DeepSeek,
-# `cached_tokens` of Moonshot, `reasoning_tokens` of Perplexity and SGLang.
-_PLACES: Mapping[str, tuple[tuple[str, ...], ...]] = {
-    "input": (("prompt_tokens",), ("input_tokens",)),
-    "output": (("completion_tokens",), ("output_tokens",)),
-    "cached": (
-        ("prompt_tokens_details", "cached_tokens"),
-        ("input_tokens_details", "cached_tokens"),
-        ("cached_tokens",),
-        ("prompt_cache_hit_tokens",),
-        ("cache_read_input_tokens",),
-    ),
-    "cache_written": (
-        ("prompt_tokens_details", "cache_write_tokens"),
-        ("input_tokens_details", "cache_write_tokens"),
-        ("prompt_tokens_details", "cache_creation_tokens"),
-        ("cache_creation_input_tokens",),
-    ),
-    "reasoning": (
-        ("completion_tokens_details", "reasoning_tokens"),
-        ("output_tokens_details", "reasoning_tokens"),
-        ("output_tokens_details", "thinking_tokens"),
-        ("reasoning_tokens",),
-    ),
-}
+# `cached_tokens` of Moonshot, `reasoning_tokens` of Perplexity and SGLang. Of several places of a
+# count, the first that is not 0 has it.
+_PLACES = (
+    ("input", "prompt_tokens", ""),
+    ("input", "input_tokens", ""),
+    ("output", "completion_tokens", ""),
+    ("output", "output_tokens", ""),
+    ("cached", "prompt_tokens_details", "cached_tokens"),
+    ("cached", "input_tokens_details", "cached_tokens"),
+    ("cached", "cached_tokens", ""),
+    ("cached", "prompt_cache_hit_tokens", ""),
+    ("cached", "cache_read_input_tokens", ""),
+    ("cache_written", "prompt_tokens_details", "cache_write_tokens"),
+    ("cache_written", "input_tokens_details", "cache_write_tokens"),
+    ("cache_written", "prompt_tokens_details", "cache_creation_tokens"),
+    ("cache_written", "cache_creation_input_tokens", ""),
+    ("reasoning", "completion_tokens_details", "reasoning_tokens"),
+    ("reasoning", "output_tokens_details", "reasoning_tokens"),
+    ("reasoning", "output_tokens_details", "thinking_tokens"),
+    ("reasoning", "reasoning_tokens", ""),
+)
+_PLACES_IN: dict[str, list[tuple[int, str, str, str]]] = {}  # by the name of a report's member
+for _number, _place in enumerate(_PLACES):
+    _PLACES_IN.setdefault(_place[1], []).append((_number, *_place))
 
 
 def read_counts(usage: dict[str, Any]) -> dict[str, Tokens]:
     """The counts of a report, by the names of `COUNTS`."""
     counts: dict[str, Tokens] = {}
-    for kind, places in _PLACES.items():
-        for place in places:
-            value: Any = usage.get(place[0])
-            if len(place) == 2:
-                value = value.get(place[1]) if isinstance(value, dict) else None
-            if value is None:
-                continue
-            tokens = read_number(value)
-            if tokens is not None and not counts.get(kind):
-                counts[kind] = tokens
+    found = [place for name in usage if name in _PLACES_IN for place in _PLACES_IN[name]]
+    for _, kind, name, inner in sorted(found):
+        value: Any = usage[name]
+        if inner:
+            value = value.get(inner) if isinstance(value, dict) else None
+        if value is None or counts.get(kind):
+            continue
+        tokens = read_number(value)
+        if tokens is not None:
+            counts[kind] = tokens
     return counts
 
 

@@ -62,8 +62,10 @@ class Progress(msgspec.Struct, eq=False):
     """The request as interceptors see it."""
     operation: Operation | None = None
     """The call that `telemetry.genai` records."""
+    is_observed: bool = False
+    """Whether the body of the response is read for it."""
     observer: Observer | None = None
-    """Reads the upstream's answer for it."""
+    """Reads a body that arrives in pieces, or is not a usual answer."""
     chunks: list[float] | None = None
     """The times between events that it has seen, as `CellHistogram` keeps them."""
     upstream: UpstreamRequest | None = None

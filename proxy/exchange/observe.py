@@ -1,4 +1,5 @@
-"""What `telemetry.genai` adds to an exchange: the reading of its request, and the end of its record.
+"""What `telemetry.genai` adds to an exchange: the reading of its request and of its answer, and the
+end of its record.
 
 It changes nothing that the upstream or the client gets, and refuses nothing.
 """
@@ -8,9 +9,11 @@ from __future__ import annotations
 import trio
 
 from interceptors import Outcome, Request
+from interceptors.dialects.answers import has_messages
 from interceptors.metering import cut_name
-from interceptors.observing import Observer, read_request
+from interceptors.observing import Observer
 from interceptors.operation import Operation, provider_of
+from interceptors.operation_bodies import read_answer, read_mcp_answer, read_request
 
 from ..http.headers import find_header
 from ..relay.gaps import GAP_BOUNDS, EventGaps
@@ -21,7 +24,13 @@ from .context import ExchangeContext, Progress
 from .request_body import Body
 from .upstream_call import ReceivedHead
 
-__all__ = ["observe_request", "open_observer", "record_operation"]
+__all__ = [
+    "observe_body",
+    "observe_head",
+    "observe_request",
+    "open_observer",
+    "record_operation",
+]
 
 _MOST_COLLECTED_BYTES = 1 << 20
 """A larger body is not collected to find its model: the answer names one, too."""
@@ -50,24 +59,51 @@ async def observe_request(
     return body
 
 
-def open_observer(ctx: ExchangeContext, operation: Operation, received: ReceivedHead) -> None:
-    """Observe the body that follows a head of the upstream, unless it is encoded."""
+def observe_head(ctx: ExchangeContext, operation: Operation, received: ReceivedHead) -> None:
+    """Read a head of the upstream. The body that follows is observed unless it is encoded."""
     operation.status = received.status
-    session = find_header(received.headers, b"mcp-session-id")
-    if session is not None and operation.mcp_session is None:
-        operation.mcp_session = cut_name(session.decode("latin-1"))
-    route, request = ctx.route, ctx.progress.request
-    if received.content_coding != "identity" or route.observer is None:
+    if has_messages(operation.dialect) and operation.mcp_session is None:
+        session = find_header(received.headers, b"mcp-session-id")
+        if session is not None:
+            operation.mcp_session = cut_name(session.decode("latin-1"))
+    ctx.progress.is_observed = received.content_coding == "identity"
+
+
+def observe_body(ctx: ExchangeContext, body: bytes) -> None:
+    """Read a whole body, if it is observed."""
+    operation, owner = ctx.progress.operation, ctx.route.observer
+    if operation is None or owner is None or not ctx.progress.is_observed:
         return
-    ctx.progress.chunks = chunks = [0.0] * cells_of(GAP_BOUNDS)
-    ctx.progress.observer = Observer(
+    if not body.startswith(b"{"):
+        is_read = False
+    elif has_messages(operation.dialect):
+        is_read = True
+        read_mcp_answer(operation, body)
+    else:
+        is_read = read_answer(operation, owner, _path(ctx), body)
+    if not is_read and (observer := open_observer(ctx)) is not None:
+        observer.read_body(body, trio.current_time())
+
+
+def open_observer(ctx: ExchangeContext) -> Observer | None:
+    """Observe a body that a relay moves; None if it is not observed. The exchange ends it."""
+    operation, owner, progress = ctx.progress.operation, ctx.route.observer, ctx.progress
+    if operation is None or owner is None or not progress.is_observed:
+        return None
+    progress.chunks = chunks = [0.0] * cells_of(GAP_BOUNDS)
+    progress.observer = Observer(
         operation,
-        route.observer,
-        route.name,
-        ctx.request.target.normal if request is None else request.path,
-        max_bytes=route.limits.max_event_bytes,
+        owner,
+        _path(ctx),
+        max_bytes=ctx.route.limits.max_event_bytes,
         note_events=EventGaps(chunks, 0).note,
     )
+    return progress.observer
+
+
+def _path(ctx: ExchangeContext) -> str:
+    request = ctx.progress.request
+    return ctx.request.target.normal if request is None else request.path
 
 
 def _ignore(size: int) -> None:
@@ -100,6 +136,5 @@ def record_operation(
         ended_at=ended_at,
         first_read_at=progress.first_read,
         gaps=progress.chunks,
-        most=worker.config.telemetry.max_label_values,
         trace_id=progress.trace_id,
     )

@@ -36,7 +36,7 @@ from ..hub import current_time
 from ..relay.heartbeat import with_heartbeats
 from ..upstream import Fields, UpstreamBody, UpstreamCall
 from .context import ExchangeContext
-from .observe import open_observer
+from .observe import observe_body, observe_head
 from .response_body import look_at, read_json
 from .tapping import show_head
 from .upstream_call import ReceivedHead
@@ -105,7 +105,7 @@ async def on_response(ctx: ExchangeContext, received: ReceivedHead) -> PreparedR
     if not REFERENCE_FIELDS.isdisjoint(fields):
         headers = _with_client_references(ctx, headers, received.call)
     if ctx.progress.operation is not None:
-        open_observer(ctx, ctx.progress.operation, received)
+        observe_head(ctx, ctx.progress.operation, received)
     if ctx.progress.request is None and ctx.progress.tap is None and not begun:
         return _passed(ctx, received, headers)
     shown = ShownHead(received.status, headers, received.media_type, received.content_coding, None)
@@ -175,7 +175,7 @@ def _whole_body(ctx: ExchangeContext, body: UpstreamBody, kind: BodyKind) -> byt
     progress = ctx.progress
     if kind == "events" and (
         progress.tap is not None
-        or progress.observer is not None
+        or progress.is_observed
         or progress.upstream is None
         or progress.upstream.may_repeat
     ):
@@ -183,8 +183,8 @@ def _whole_body(ctx: ExchangeContext, body: UpstreamBody, kind: BodyKind) -> byt
     whole = body.take()
     if whole:
         progress.first_body_at = current_time()
-        if progress.observer is not None:
-            progress.observer.read_body(whole)
+        if progress.is_observed:
+            observe_body(ctx, whole)
     return whole
 
 

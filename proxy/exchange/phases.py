@@ -30,7 +30,7 @@ from ..worker.collecting import CollectedBody, too_large
 from ..worker.logs import EXCHANGE
 from .answer import send_answer
 from .context import ExchangeContext
-from .observe import observe_request
+from .observe import observe_request, open_observer
 from .on_response import PreparedResponse, on_response, pass_interim
 from .reconnection import move_over_connections
 from .request_body import Body
@@ -359,7 +359,7 @@ def relay(ctx: ExchangeContext, stream: ResponseStream) -> Awaitable[None]:
     resume: Resume | None = None
     if response.status == 200 and response.may_add and upstream.may_repeat:
         resume = Resume(route.reconnect, route.dialect, route.limits.max_event_bytes)
-    chain = ctx.progress.chain
+    chain, observer = ctx.progress.chain, open_observer(ctx)
     gaps: EventGaps | None = None
     if stream.is_sse and chain is not None and chain.wants_events:
         gaps = ctx.worker.metrics.routes[route.name].gaps_of_stream()
@@ -373,7 +373,7 @@ def relay(ctx: ExchangeContext, stream: ResponseStream) -> Awaitable[None]:
         wrote_before_body=response.writer.bytes_sent > 0,
         resume=resume,
         gaps=gaps,
-        observe=None if ctx.progress.observer is None else ctx.progress.observer.feed,
+        observe=None if observer is None else observer.feed,
     )
     if ctx.progress.tap is not None:
         copy_unseen(ctx.progress.tap, moved)

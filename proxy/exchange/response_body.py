@@ -15,6 +15,7 @@ from interceptors.sse import BOM, MAX_BLANK_BYTES, first_of_body, looks_like_sse
 
 from ..upstream import UpstreamBody
 from .context import ExchangeContext
+from .observe import observe_body
 
 __all__ = ["JsonBody", "LooksLike", "look_at", "read_json"]
 
@@ -87,8 +88,8 @@ async def read_json(
         chain.begin_large_body(lease.buffer, size)
         _unread(body, lease.buffer, size)
     else:
-        if ctx.progress.observer is not None:
-            ctx.progress.observer.read_body(bytes(lease.buffer[:size]))
+        if ctx.progress.is_observed:
+            observe_body(ctx, bytes(lease.buffer[:size]))
         with memoryview(lease.buffer)[:size] as view:
             changed = await chain.process_body(view)
             result = JsonBody(bytes(view) if changed is None else changed, changed is not None)

@@ -19,7 +19,7 @@ from .gaps import EventGaps
 from .mover import Mover
 from .passing import PassingRelay
 from .resume import Resume
-from .step import Copy, Relay
+from .step import Observe, Relay
 
 __all__ = ["EventGaps", "Mover", "Need", "Relay", "open_relay"]
 
@@ -35,7 +35,7 @@ def open_relay(
     wrote_before_body: bool = False,
     resume: Resume | None = None,
     gaps: EventGaps | None = None,
-    observe: Copy | None = None,
+    observe: Observe | None = None,
 ) -> Relay:
     """The relay of a body, after both heads are done. It owns nothing but the leases it borrows.
 

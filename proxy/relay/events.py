@@ -116,7 +116,7 @@ class EventRelay(Relay):
         first, last = span
         self._note(last - first, now)
         if self._observe is not None:
-            self._observe(buffer, first, last)
+            self._observe(buffer, first, last, now)
         if self._resume is not None:
             all_sent = self._take(self._resume, buffer, 0 if at else first, last)
         elif self._hooked is None:

@@ -12,13 +12,15 @@ from interceptors.sse import BOM
 from pools import BufferScope, Pools
 
 from ..downstream import Writer
+from ..http.body import Split
 from ..hub import Need
 from ..upstream import UpstreamBody
-from .step import Copy, Relay
+from .step import Copy, Observe, Relay
 
 __all__ = ["PassingRelay"]
 
 _READ, _TURN, _WRITE = Need.READ, Need.TURN, Need.WRITE
+_TWO_FRAMINGS = 10  # bytes of the framing of two chunks; most reads bring one
 
 
 class PassingRelay(Relay):
@@ -62,7 +64,7 @@ class PassingRelay(Relay):
         first, last = span
         self._note(last - first, now)
         if self._observe is not None:
-            self._observe(window, first, last)
+            self._observe(window, first, last, now)
         all_sent = (first == last and not self._bom) or self._pass(window, first, last)
         return self.next_need() if all_sent else _WRITE
 
@@ -91,7 +93,10 @@ class PassingRelay(Relay):
         all_sent = True
         if size:
             if self._observe is not None:
-                _observe_chunks(self._observe, buffer, lead, wire, after, first, last)
+                if not lead and first == last and after - wire - size < _TWO_FRAMINGS:
+                    self._observe(buffer, after - 2 - size, after - 2, now)
+                else:
+                    _observe_chunks(self._observe, buffer, split, now)
             if self._sse:
                 self._remember_chunks(buffer, lead, wire, after, first, last)
             view = memoryview(buffer)
@@ -157,21 +162,20 @@ class PassingRelay(Relay):
         return self.writer.write((data,))
 
 
-def _observe_chunks(
-    observe: Copy, buffer: bytearray, lead: int, wire: int, after: int, first: int, last: int
-) -> None:
-    """Show what one read brought; `buffer[wire:after]` are whole chunks, whose framing is valid."""
+def _observe_chunks(observe: Observe, buffer: bytearray, split: Split, now: float) -> None:
+    """Show what one read brought."""
+    lead, wire, after, first, last, _ = split
     if lead:
-        observe(buffer, 0, lead)
+        observe(buffer, 0, lead, now)
     while wire < after:
         line = buffer.index(b"\n", wire)
         size = int(buffer[wire:line].partition(b";")[0], 16)
         if not size:
             break
-        observe(buffer, line + 1, line + 1 + size)
+        observe(buffer, line + 1, line + 1 + size, now)
         wire = line + size + 3
     if first < last:
-        observe(buffer, first, last)
+        observe(buffer, first, last, now)
 
 
 def _as_chunk(view: memoryview, first: int, last: int) -> tuple[Part, ...]:

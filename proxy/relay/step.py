@@ -28,11 +28,14 @@ from ..upstream import UpstreamBody
 from .gaps import EventGaps
 from .heartbeat import PING
 
-__all__ = ["Copy", "Need", "Relay", "release_parts"]
+__all__ = ["Copy", "Need", "Observe", "Relay", "release_parts"]
 
 
 Copy = Callable[[bytearray | bytes, int, int], None]
 """Takes a copy of `buffer[first:last]`, which passes unseen by hooks."""
+
+Observe = Callable[[bytearray | bytes, int, int, float], None]
+"""Reads `buffer[first:last]`, which has arrived at a time of Trio's."""
 
 # Reading an enum member is slower than reading a global.
 _READ, _TURN, _HOOK, _EMIT, _WRITE, _END = (
@@ -85,7 +88,7 @@ class Relay(ABC):
         self._sse = sse
         self._half_full = pools.sse_event.size // 2
         self._copy: Copy | None = None
-        self._observe: Copy | None = None
+        self._observe: Observe | None = None
         self.wants_large = not sse
         """Whether the next pump wants a window of `http_response` rather than `sse_event`."""
         self.first_read: float | None = None
@@ -120,7 +123,7 @@ class Relay(ABC):
         """
         raise NotImplementedError("bytes that no hook sees do not stop")
 
-    def observe(self, observe: Copy) -> None:
+    def observe(self, observe: Observe) -> None:
         """Give `observe` all bytes of the body, before hooks. It must not raise."""
         self._observe = observe
 

@@ -43,6 +43,8 @@ _CHOSEN = frozenset(
     ("gen_ai_request_model", "gen_ai_response_model", "mcp_method_name", "gen_ai_tool_name", _ERROR)
 )
 """Labels whose values clients and upstreams choose."""
+_CHOSEN_OF_CALL = ("gen_ai_request_model", "gen_ai_response_model")
+_CHOSEN_OF_MCP = ("mcp_method_name", "gen_ai_tool_name")
 _SERIES_FOR_EACH_VALUE = 10
 _BELOW_10_MS = sum(bound < _SECONDS[0] for bound in GAP_BOUNDS)
 
@@ -77,15 +79,15 @@ class _Family:
         self._bounds = bounds
         self._labels = labels
         self._series: dict[tuple[str, ...], _Series] = {}
+        self.most = 0
+        """Beyond so many series, labels that clients and upstreams choose are `other`."""
 
-    def of(self, labels: tuple[str, ...], most: int) -> _Series:
-        """The series with these labels. Beyond `most` series, those that clients and upstreams
-        choose are `other`.
-        """
+    def of(self, labels: tuple[str, ...]) -> _Series:
+        """The series with these labels."""
         series = self._series.get(labels)
         if series is not None:
             return series
-        if len(self._series) >= most:
+        if len(self._series) >= self.most:
             labels = tuple(
                 OTHER if value and name in _CHOSEN else value
                 for name, value in zip(self._labels, labels, strict=True)
@@ -106,8 +108,30 @@ class _Family:
         return family
 
 
+class _Call:
+    """The series of calls with the same labels. Each begins with its first value."""
+
+    __slots__ = ("_series", "asked", "labels", "whole")
+
+    def __init__(self, labels: tuple[str, ...], asked: _Series, whole: _Series) -> None:
+        self.labels = labels
+        self.asked = asked
+        """Durations since the request to the upstream."""
+        self.whole = whole
+        """Durations since the client's request."""
+        self._series: dict[tuple[_Family, str], _Series] = {}
+
+    def of(self, family: _Family, kind: str = "") -> _Series:
+        """The series in another histogram. `kind`: its last label, if it has one more."""
+        series = self._series.get((family, kind))
+        if series is None:
+            labels = (*self.labels, kind) if kind else self.labels
+            series = self._series[family, kind] = family.of(labels)
+        return series
+
+
 class GenAiMetrics(Collector):
-    """The nine histograms of one worker."""
+    """The nine histograms of one worker. Call `limit` first."""
 
     def __init__(self) -> None:
         failing, kinds = (*_CALL, _ERROR), (*_CALL, "gen_ai_token_type")
@@ -166,6 +190,18 @@ class GenAiMetrics(Collector):
             (*_MCP_CALL, _ERROR),
         )
         self._values = {name: Labels(0, "") for name in _CHOSEN}
+        self._families = [item for item in vars(self).values() if isinstance(item, _Family)]
+        self._calls: dict[tuple[object, ...], _Call] = {}
+        self._most_calls = 0
+
+    def limit(self, max_label_values: int) -> None:
+        """Set `telemetry.max_label_values`. Values that have a label keep it."""
+        for values in self._values.values():
+            values.most = max_label_values
+        self._most_calls = max_label_values * _SERIES_FOR_EACH_VALUE
+        for family in self._families:
+            family.most = self._most_calls
+        self._calls.clear()
 
     def first_tokens(self) -> list[float]:
         """Calls by their time to the first token, in the buckets of `FIRST_TOKEN_BOUNDS`, over all
@@ -174,8 +210,7 @@ class GenAiMetrics(Collector):
         return self._first_token.total()
 
     def collect(self) -> Iterable[Metric]:
-        families = [item for item in vars(self).values() if isinstance(item, _Family)]
-        return [family.collect() for family in families]
+        return [family.collect() for family in self._families]
 
     def record(
         self,
@@ -185,58 +220,68 @@ class GenAiMetrics(Collector):
         ended_at: float,
         first_read_at: float | None,
         gaps: Sequence[float] | None,
-        most: int,
         trace_id: str | None,
     ) -> None:
         """Record a call whose exchange has ended. Times are Trio's, in seconds. `gaps`: the sum and
-        the buckets of the times between its events. `most`: `telemetry.max_label_values`.
+        the buckets of the times between its events.
         """
-        if operation.asked_at is None:
-            return  # the upstream was not asked
-        for values in self._values.values():
-            values.most = most
-        most *= _SERIES_FOR_EACH_VALUE
-        asked_s, duration_s = ended_at - operation.asked_at, ended_at - started_at
-        server = operation.server_address or "", str(operation.server_port or "")
-        error = self._values[_ERROR].of(operation.error_type)
+        asked_at = operation.asked_at
+        if asked_at is None or (operation.mcp_method is None and operation.name is None):
+            return  # the upstream was not asked, or for something else
+        key = (
+            *(operation.mcp_method, operation.name, operation.tool, operation.provider),
+            *(operation.request_model, operation.response_model, operation.error_type),
+            *(operation.server_address, operation.server_port),
+        )
+        call = self._calls.get(key) or self._find(operation, key)
+        call.asked.observe(ended_at - asked_at, trace_id)
+        call.whole.observe(ended_at - started_at, trace_id)
         if operation.mcp_method is not None:
-            labels = (*self._labels_of_mcp(operation, operation.mcp_method), *server, error)
-            self._mcp_client.of(labels, most).observe(asked_s, trace_id)
-            self._mcp_server.of(labels, most).observe(duration_s, trace_id)
-        elif operation.name is not None:
-            call = (*self._labels_of_call(operation, operation.name), *server)
-            self._duration.of((*call, error), most).observe(asked_s, trace_id)
-            self._request.of((*call, error), most).observe(duration_s, trace_id)
-            kinds = (("input", operation.input_tokens), ("output", operation.output_tokens))
-            for kind, tokens in kinds:
-                if tokens is not None:
-                    self._tokens.of((*call, kind), most).observe(tokens, trace_id)
-            if operation.streams:
-                if first_read_at is not None:
-                    first_chunk_s = first_read_at - operation.asked_at
-                    self._first_chunk.of(call, most).observe(first_chunk_s, trace_id)
-                if gaps is not None:
-                    self._add_chunks(self._chunk.of(call, most), gaps)
-                if not error:
-                    self._record_tokens(operation, started_at, call, most, trace_id)
+            return
+        if operation.input_tokens is not None:
+            call.of(self._tokens, "input").observe(operation.input_tokens, trace_id)
+        if operation.output_tokens is not None:
+            call.of(self._tokens, "output").observe(operation.output_tokens, trace_id)
+        if operation.streams:
+            if first_read_at is not None:
+                call.of(self._first_chunk).observe(first_read_at - asked_at, trace_id)
+            if gaps is not None:
+                self._add_chunks(call.of(self._chunk), gaps)
+            if operation.error_type is None:
+                self._record_tokens(operation, started_at, call, trace_id)
 
-    def _labels_of_call(self, operation: Operation, name: str) -> tuple[str, ...]:
-        """A failed call must not use up labels: its model need not exist."""
+    def _find(self, operation: Operation, key: tuple[object, ...]) -> _Call:
+        """The series of a call, which are kept by its `key` if its labels are its own values: a
+        failed call must not use up labels, because its model need not exist.
+        """
+        is_mcp = operation.mcp_method is not None
+        chosen = {
+            "mcp_method_name": operation.mcp_method,
+            "gen_ai_tool_name": operation.tool,
+            "gen_ai_request_model": operation.request_model,
+            "gen_ai_response_model": operation.response_model,
+        }
         new = operation.error_type is None
-        return (
-            name,
-            operation.provider or operation.dialect,
-            self._values["gen_ai_request_model"].of(operation.request_model, new=new),
-            self._values["gen_ai_response_model"].of(operation.response_model, new=new),
+        names = _CHOSEN_OF_MCP if is_mcp else _CHOSEN_OF_CALL
+        shown = {name: self._values[name].of(chosen[name], new=new) for name in names}
+        error = self._values[_ERROR].of(operation.error_type)
+        shown |= {
+            "gen_ai_operation_name": operation.name or "",
+            "gen_ai_provider_name": operation.provider or operation.dialect,
+            "server_address": operation.server_address or "",
+            "server_port": str(operation.server_port or ""),
+        }
+        labels = tuple(shown[name] for name in (_MCP_CALL if is_mcp else _CALL))
+        asked, whole = self._duration, self._request
+        if is_mcp:
+            asked, whole = self._mcp_client, self._mcp_server
+        call = _Call(labels, asked.of((*labels, error)), whole.of((*labels, error)))
+        is_own = error == (operation.error_type or "") and all(
+            shown[name] == (chosen[name] or "") for name in names
         )
-
-    def _labels_of_mcp(self, operation: Operation, method: str) -> tuple[str, ...]:
-        new = operation.error_type is None
-        return (
-            self._values["mcp_method_name"].of(method, new=new),
-            operation.name or "",
-            self._values["gen_ai_tool_name"].of(operation.tool, new=new),
-        )
+        if is_own and len(self._calls) < self._most_calls:
+            self._calls[key] = call
+        return call
 
     def _add_chunks(self, series: _Series, gaps: Sequence[float]) -> None:
         series.total += gaps[0]
@@ -247,18 +292,13 @@ class GenAiMetrics(Collector):
                 counts[bucket] += count
 
     def _record_tokens(
-        self,
-        operation: Operation,
-        started_at: float,
-        call: tuple[str, ...],
-        most: int,
-        trace_id: str | None,
+        self, operation: Operation, started_at: float, call: _Call, trace_id: str | None
     ) -> None:
         first, last = operation.first_token_at, operation.last_token_at
         if first is None:
             return
-        self._first_token.of(call, most).observe(first - started_at, trace_id)
+        call.of(self._first_token).observe(first - started_at, trace_id)
         tokens = operation.output_tokens
         if last is not None and tokens is not None and tokens > 1:
             per_token_s = (last - first) / (tokens - 1)
-            self._per_token.of(call, most).observe(per_token_s, trace_id)
+            call.of(self._per_token).observe(per_token_s, trace_id)

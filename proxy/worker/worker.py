@@ -80,6 +80,7 @@ class Worker:
             streams_limit=self.streams_limit,
         )
         self.metrics.add_interceptors(self.routes.interceptors())
+        self.metrics.genai.limit(config.telemetry.max_label_values)
         self.generations.on_retire = self.metrics.keep
         self.started_at = time.time()
         self.history = History(self.pools, self.metrics.routes, self.metrics.genai.first_tokens)
@@ -146,6 +147,7 @@ class Worker:
         new = await self.generations.replace(config, self.metrics.check)
         self.metrics.add_routes([route.name for route in new.routes.routes])
         self.metrics.add_interceptors(new.routes.interceptors())
+        self.metrics.genai.limit(config.telemetry.max_label_values)
         bound_connections(config)
         if config.log.format != before.log.format:
             configure_logging(config.log.format, config.log.level)
