@@ -30,6 +30,9 @@ _FORWARDED_PAIR = re.compile(
     % (TOKEN.encode("ascii") + b"+")
 )
 
+_MOST_HOPS = 100
+"""To compare an address takes 25 us, and a head has room for thousands."""
+
 
 class TrustedProxies:
     """Addresses and networks whose reports are believed. Ask for addresses in `one_spelling`."""
@@ -81,12 +84,13 @@ def client_of(
 
     Of `X-Forwarded-For`, or else of `Forwarded` (RFC 7239, section 5.2), the last address that is
     not a trusted proxy's counts: the client can have written everything before it. An entry that is
-    not an address (`unknown`, a name) counts as the proxy that wrote it.
+    not an address (`unknown`, a name) counts as the proxy that wrote it. Of a longer list, only the
+    last 100 are read.
     """
     if peer not in trusted:
         return peer
     client = peer
-    for hop in reversed(_hops(headers)):
+    for hop in reversed(_hops(headers)[-_MOST_HOPS:]):
         address = _address(hop)
         if address is None:
             break
@@ -154,12 +158,14 @@ def _forwarded_for(line: bytes) -> list[bytes]:
 
 
 def _address(hop: bytes) -> str | None:
-    """An address in its one spelling, without port and brackets; None for anything else."""
+    """An address in its one spelling, without port, brackets and zone; None for anything else."""
     text = hop.strip().strip(b'"').decode("latin-1")
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
         text = text.partition(":")[0]
+    if ":" in text:  # RFC 4007, section 11.2: a zone is a name of one host, of any length
+        text = text.partition("%")[0]
     try:
         return one_spelling(str(ipaddress.ip_address(text)))
     except ValueError:
