@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
@@ -113,13 +114,22 @@ async def all_ended(process: Process) -> None:
             await trio.sleep(0.05)
 
 
-def found_by_the_script(directory: Path, process: Process) -> list[str]:
+def found_by_the_script(directory: Path, log: str) -> list[str]:
     """What the script of the page prints."""
     files_of("docs/monitoring.md", directory)
     command = [sys.executable, str(directory / "failures.py")]
-    log = "\n".join(process.lines)
     done = subprocess.run(command, input=log, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
+
+
+def test_the_script_needs_no_field(tmp_path: Path) -> None:
+    """Of a log with few `log.fields`, and lines of other programs."""
+    bad = {"event": "exchange", "level": "warning", "client": "dan", "status": 502}
+    lines = [
+        json.dumps(item) for item in ({**bad}, {**bad, "level": "info"}, {"event": "exchange"})
+    ]
+    head, kind, *_ = found_by_the_script(tmp_path, "\n".join([*lines, "text", "{}"]))
+    assert (head, kind.split()) == ("1 of 3 exchanges failed:", ["1", "None,", "502"])
 
 
 @pytest.mark.parametrize("culprit", ["endpoint", "client", "interceptor"])
@@ -147,7 +157,7 @@ async def test_what_is_behind_the_failures(culprit: str, tmp_path: Path) -> None
         await all_ended(process)
         page = (await fetch(port, "/metrics")).body.decode()
         await process.stop()
-    head, kinds, _, first, *_ = found_by_the_script(tmp_path, process)
+    head, kinds, _, first, *_ = found_by_the_script(tmp_path, "\n".join(process.lines))
     named = {"endpoint": urls[1], "client": "dan", "interceptor": "checks"}[culprit]
     assert f" {culprit}={named}: " in first
     found = re.fullmatch(rf"(\d+) of {STREAMS} exchanges failed:", head)

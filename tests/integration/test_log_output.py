@@ -178,7 +178,7 @@ async def test_every_line_is_json(kind: str, tmp_path: Path) -> None:
     assert "ValueError: in a thread" in events["thread_failed"]["exception"]
     assert "ValueError: in a finaliser" in events["unraisable_exception"]["exception"]
     assert events["printed"]["logger"] == "stderr"
-    assert events["odd values"]["half"] == "\ud800"
+    assert events["odd values"]["half"] == "\\ud800"
     assert all(line["level"] and line["timestamp"] for line in lines)
     if kind == "hypercorn":
         assert any(line.get("logger") == "hypercorn.error" for line in lines)

@@ -141,7 +141,8 @@ async def test_one_live_stream_is_joined() -> None:
         (["--exchange", "0-99"], "there is no live stream with the id of --exchange"),
         (["--token", "wrong"], "401: give admin.token of the configuration with --token"),
         (["--url", "PROXY/nowhere"], "set admin.inspect: true in the configuration"),
-        (["--url", "http://127.0.0.1:{free}"], "cannot connect to http://127.0.0.1:"),
+        (["--url", "http://127.0.0.1:{free}"], "/inspect/stream: Connection refused"),
+        (["--url", "https://PROXY"], "/inspect/stream: TLS failed: "),
         (["--url", "ftp://127.0.0.1"], "--url ftp://127.0.0.1: "),
         (["--tape", "/nowhere/tape.jsonl"], "--tape /nowhere/tape.jsonl: No such file or directory"),
     ],
@@ -149,7 +150,10 @@ async def test_one_live_stream_is_joined() -> None:
 async def test_what_is_wrong_is_named(options: list[str], problem: str) -> None:
     async with inspected(answering(NOT_FOUND)) as proxy, trio.open_nursery() as nursery:
         tail = Tail()
-        given = [item.replace("PROXY", proxy.url).format(free=free_port()) for item in options]
+        given = [
+            item.replace("https://PROXY", proxy.url.replace("http:", "https:")) for item in options
+        ]
+        given = [item.replace("PROXY", proxy.url).format(free=free_port()) for item in given]
         await nursery.start(tail.run, "--url", proxy.url, *given)
         await until(lambda: tail.process.returncode is not None)  # type: ignore[union-attr]
         await until(lambda: tail.printed)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import trio
@@ -127,6 +131,23 @@ async def test_without_colour_no_colour_is_written(tmp_path: Path) -> None:
         assert await terminal.is_over()
 
 
+@contextmanager
+def plain_server() -> Iterator[int]:
+    """A server without TLS."""
+
+    def serve() -> None:
+        connection, _ = sock.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield sock.getsockname()[1]
+        thread.join()
+
+
 WITHOUT = """
 import sys
 sys.modules["textual"] = None
@@ -141,6 +162,9 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
     done = top("--once", "--url", nowhere)
     assert (done.returncode, done.stderr) == (1, f"weirpool: {nowhere}: Connection refused\n")
+    with plain_server() as port:
+        done = top("--once", "--url", f"https://127.0.0.1:{port}")
+    assert (done.returncode, done.stderr.split(": ", 2)[2][:12]) == (1, "TLS failed: ")
     done = top("--url", "ftp://h")
     assert (done.returncode, done.stderr) == (
         2,

@@ -15,6 +15,7 @@ import httpx
 import trio
 
 from ...errors import ConfigError
+from ..causes import cause_of
 from .lines import Lines
 from .tape import TapeOf
 
@@ -96,8 +97,7 @@ class _Tail:
                     raise _Failed(f"--url {self._asked.url}: {error}") from None
                 except httpx.TransportError as error:
                     if not was_connected:
-                        reason = str(error) or type(error).__name__
-                        raise _Failed(f"cannot connect to {url}: {reason}") from None
+                        raise _Failed(f"cannot connect to {url}: {cause_of(error)}") from None
                 if self._over:
                     return self._finish()
                 if is_connected:

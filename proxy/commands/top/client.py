@@ -6,7 +6,6 @@ It knows HTTP and event streams, and not what is shown.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import httpx
 
 from interceptors.sse import parse_fields
 
+from ..causes import cause_of
 from .state import State, decode_state
 
 __all__ = ["Failure", "Place", "fetch_state", "read_place", "watch_states"]
@@ -141,15 +141,8 @@ def _check(place: Place, status: int) -> None:
 
 
 def _text_of(error: httpx.HTTPError) -> str:
-    """The cause, without the class names of libraries where there is a text."""
     if isinstance(error, httpx.ReadTimeout):
         return f"no answer for {_READ_S:.0f} s"
     if isinstance(error, httpx.ConnectTimeout):
         return f"no connection within {_CONNECT_S:.0f} s"
-    cause: BaseException = error
-    while (further := cause.__cause__ or cause.__context__) is not None:
-        cause = further
-        if isinstance(cause, OSError) and cause.errno is not None:
-            # asyncio writes its own text; those of a name lookup have numbers below 0.
-            return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)
-    return str(error) or type(error).__name__
+    return cause_of(error)

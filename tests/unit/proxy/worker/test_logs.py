@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import structlog
 from hypothesis import given
@@ -254,6 +255,16 @@ def test_json_never_fails(written: list[str]) -> None:
         parsed = json.loads(line, parse_constant=lambda name: pytest.fail(name))
         assert (parsed["event"], parsed["count"], parsed["level"]) == ("odd", 3, "info")
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", parsed["timestamp"])
+
+
+def test_json_has_no_half_of_a_surrogate_pair(written: list[str]) -> None:
+    """Strict readers such as jq stop at one."""
+    configure_logging("json")
+    text = "\udc00\ud800 \\ud800 \\\ud800 \ud83d\udca5 \U0001f4a5"
+    structlog.get_logger("proxy").info("odd", value=text)
+    shown = json.loads(written[0])["value"]
+    assert shown == "\\udc00\\ud800 \\ud800 \\\\ud800 \U0001f4a5 \U0001f4a5"
+    msgspec.json.decode(written[0])
 
 
 def test_failed_accepts_are_one_line_a_second(
