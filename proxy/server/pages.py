@@ -7,7 +7,7 @@ not answer is reported; its counters are read from its memory.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -15,7 +15,7 @@ import trio
 
 from ..config import Config, in_force, shown
 from ..worker.counters import State
-from ..worker.families import Family, Sample, decode, encode, labelled, merge, render
+from ..worker.families import Family, Sample, decode, encode, labelled, merge_each, render
 from ..worker.metrics import families_in
 from ..worker.worker import Worker
 from .inspecting import Inspecting
@@ -83,7 +83,7 @@ class Pages:
         """
         worker = self._worker
         if worker.siblings is None and not by_worker:
-            return worker.metrics.render(accept)
+            return await _page_of(worker.metrics.each(), accept)
         answers = {**await self._metrics.parts(), worker.index: worker.metrics.families()}
         up = Family("weirpool_worker_up", "1: answers; 0: does not.", "gauge", "", "", [])
         parts = [[up]]
@@ -91,7 +91,7 @@ class Pages:
             up.samples.append(Sample(up.name, {"worker": str(index)}, float(index in answers)))
             part = answers.get(index) or families_in(memory)
             parts.append(labelled(part, "worker", str(index)) if by_worker else part)
-        return render(merge(parts), accept)
+        return await _page_of(merge_each(parts), accept)
 
     async def status(self) -> dict[str, Any]:
         """The JSON of `/status`, as docs/status.md describes it.
@@ -178,6 +178,18 @@ def _problems(worker: Worker) -> dict[int, str]:
 
 
 _Part = TypeVar("_Part")
+
+
+async def _page_of(families: Iterable[Family], accept: str) -> tuple[bytes, str]:
+    """Render a page of metrics. Streams run between two families: all of them take many
+    milliseconds.
+    """
+    pieces, content_type = render(families, accept)
+    page = bytearray()
+    for piece in pieces:
+        page += piece
+        await trio.lowlevel.checkpoint()
+    return bytes(page), content_type
 
 
 class _Asking(Generic[_Part]):

@@ -6,7 +6,7 @@ interceptor with `multiprocess_mode`. It does not know where families come from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 from prometheus_client.core import Exemplar, Metric
@@ -23,6 +23,7 @@ __all__ = [
     "families_of",
     "labelled",
     "merge",
+    "merge_each",
     "render",
 ]
 
@@ -39,6 +40,10 @@ RULES = {
 - `max`, `min`: the largest or smallest value
 - `share`: computed from the merged counters `buffer_pool_reuses` and `buffer_pool_allocations`
 """
+
+_POOLS = "buffer_pool_"
+"""How the names of metrics begin that are merged together: the reuse rate follows from others."""
+_EOF = b"# EOF\n"
 
 _KEPT_TYPES = ("counter", "histogram", "summary")
 
@@ -128,30 +133,48 @@ def labelled(families: Iterable[Family], label: str, value: str) -> list[Family]
 
 
 def merge(parts: Iterable[Iterable[Family]]) -> list[Family]:
-    """Merge families by name, and samples by name and labels. The parts do not change.
+    """Merge families by name, and samples by name and labels. The parts do not change; a family that
+    only one part has is not copied.
 
     While a reload is under way, workers can differ in a family's type: the first one counts.
     """
-    merged: dict[str, Family] = {}
-    places: dict[tuple[str, frozenset[tuple[str, str]]], Sample] = {}
+    return list(merge_each(parts))
+
+
+def merge_each(parts: Iterable[Iterable[Family]]) -> Iterator[Family]:
+    """As `merge`, one family after the other: thousands of series take many milliseconds."""
+    groups: dict[str, dict[str, list[Family]]] = {}
     for part in parts:
         for family in part:
-            known = merged.get(family.name)
-            if known is None:
-                known = merged[family.name] = msgspec.structs.replace(family, samples=[])
-            elif known.type != family.type:
-                continue
-            for sample in family.samples:
-                key = sample.name, frozenset(sample.labels.items())
-                there = places.get(key)
-                if there is None:
-                    there = places[key] = msgspec.structs.replace(sample)
-                    known.samples.append(there)
-                else:
-                    there.value = _rule_of(known, sample)(there.value, sample.value)
-                    there.exemplar = _later(there.exemplar, sample.exemplar)
-    _set_shares(merged)
-    return list(merged.values())
+            name = family.name
+            group = groups.setdefault(_POOLS if name.startswith(_POOLS) else name, {})
+            group.setdefault(name, []).append(family)
+    for group in groups.values():
+        merged = {name: _merge_one(families) for name, families in group.items()}
+        if len(group.get("buffer_pool_reuse_rate", ())) > 1:
+            _set_shares(merged)
+        yield from merged.values()
+
+
+def _merge_one(families: Sequence[Family]) -> Family:
+    """Merge families of one name."""
+    if len(families) == 1:
+        return families[0]
+    merged = msgspec.structs.replace(families[0], samples=[])
+    places: dict[tuple[str, frozenset[tuple[str, str]]], Sample] = {}
+    for family in families:
+        if merged.type != family.type:
+            continue
+        for sample in family.samples:
+            key = sample.name, frozenset(sample.labels.items())
+            there = places.get(key)
+            if there is None:
+                there = places[key] = msgspec.structs.replace(sample)
+                merged.samples.append(there)
+            else:
+                there.value = _rule_of(merged, sample)(there.value, sample.value)
+                there.exemplar = _later(there.exemplar, sample.exemplar)
+    return merged
 
 
 def _later(one: Exemplified | None, other: Exemplified | None) -> Exemplified | None:
@@ -213,9 +236,20 @@ class _Collected(Collector):
         return self._metrics
 
 
-def render(families: Iterable[Family], accept: str = "") -> tuple[bytes, str]:
-    """Return the text format that an `Accept` header asks for, and its content type: Prometheus', or
-    OpenMetrics', which has exemplars.
+def render(families: Iterable[Family], accept: str = "") -> tuple[Iterator[bytes], str]:
+    """Return the text format that an `Accept` header asks for, a piece for each family, and its
+    content type: Prometheus', or OpenMetrics', which has exemplars.
+
+    Other tasks can run between two pieces.
     """
     encode, content_type = choose_encoder(accept)
-    return encode(_Collected(as_metrics(families))), content_type
+
+    def pieces() -> Iterator[bytes]:
+        end = b""
+        for family in families:
+            text = encode(_Collected(as_metrics([family])))
+            end = _EOF if text.endswith(_EOF) else b""
+            yield text.removesuffix(_EOF)
+        yield end
+
+    return pieces(), content_type

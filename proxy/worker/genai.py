@@ -210,7 +210,7 @@ class GenAiMetrics(Collector):
         return self._first_token.total()
 
     def collect(self) -> Iterable[Metric]:
-        return [family.collect() for family in self._families]
+        return (family.collect() for family in self._families)
 
     def record(
         self,

@@ -6,10 +6,9 @@ in plain integers by its owner and read when Prometheus asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from pools import Pools
@@ -133,10 +132,10 @@ class Metrics:
                 continue
             self.routes[route] = RouteTally(self.memory, route)
 
-    def render(self, accept: str = "") -> tuple[bytes, str]:
-        """As `families.render`, for a worker that is alone."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+    def each(self) -> Iterator[Family]:
+        """All metrics, one after the other, for a worker that is alone."""
+        for metric in self.registry.collect():
+            yield from families_of([metric])
 
     def families(self) -> list[Family]:
         """Return all metrics, with the counters of the worker's predecessors, and publish them: a

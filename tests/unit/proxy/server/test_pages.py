@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from interceptors import Outcome
 from proxy.config import single_upstream
@@ -18,6 +19,7 @@ from proxy.worker.families import encode
 from proxy.worker.tally import RouteTally, new_memory
 from proxy.worker.worker import Worker
 
+OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 STARTING, READY, DRAINING, GONE = State
 DONE = b'weirpool_exchanges_total{outcome="completed",route="/"} '
 
@@ -110,3 +112,26 @@ async def test_a_worker_without_a_whole_answer_still_counts(
     assert DONE + b"1.0\n" in text
     assert b'weirpool_worker_up{worker="1"} 0.0' in text
     assert siblings.asked == asked
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_streams_run_while_a_page_of_metrics_is_made(*, alone: bool) -> None:
+    """Thousands of series take longer to render than an event may wait."""
+    worker, turns = worker_of_two(), 0
+    if not alone:
+        worker.siblings = siblings = Siblings(encode(worker.metrics.families()))  # type: ignore[assignment]
+        siblings.go.set()
+
+    async def stream() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream)
+        text, _ = await Pages(worker).metrics(OPEN_METRICS, by_worker=False)
+        nursery.cancel_scope.cancel()
+    families = list(text_string_to_metric_families(text.decode()))
+    assert "weirpool_exchanges" in [family.name for family in families]
+    assert turns >= len(families)
