@@ -65,12 +65,10 @@ class EventHook:
 class EventHooks:
     """The hooks of one stream."""
 
-    __slots__ = ("body", "ending", "hooks", "is_async", "is_body", "sync_hooks")
+    __slots__ = ("body", "ending", "hooks", "is_async", "is_body")
 
     def __init__(self) -> None:
         self.hooks: tuple[EventHook, ...] = ()
-        self.sync_hooks: tuple[EventHook, ...] = ()
-        """Those before the first one that is async."""
         self.is_async = False
         """Whether some hook must be awaited."""
         self.ending: int | None = None
@@ -103,9 +101,7 @@ class EventHooks:
 
     def _set(self, hooks: tuple[EventHook, ...]) -> None:
         self.hooks = hooks
-        first = next((at for at, hook in enumerate(hooks) if hook.is_async), len(hooks))
-        self.sync_hooks = hooks[:first]
-        self.is_async = first < len(hooks)
+        self.is_async = any(hook.is_async for hook in hooks)
 
     @property
     def pass_unseen(self) -> bool:

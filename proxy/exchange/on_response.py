@@ -96,18 +96,25 @@ async def on_response(ctx: ExchangeContext, received: ReceivedHead) -> PreparedR
     """Call the hooks of a response's head. Returns the response for the client, or an answer that
     replaces it; the response's body is then closed.
     """
-    ctx.progress.phase = "on_response"
-    begun = ctx.response.writer is not None
-    headers = received.headers
+    progress, headers = ctx.progress, received.headers
+    progress.phase = "on_response"
     fields = dict(headers)
     if (name := ctx.request.request_id_header) is not None:
-        ctx.progress.upstream_request_id = fields.get(name)
+        progress.upstream_request_id = fields.get(name)
     if not REFERENCE_FIELDS.isdisjoint(fields):
         headers = _with_client_references(ctx, headers, received.call)
-    if ctx.progress.operation is not None:
-        observe_head(ctx, ctx.progress.operation, received)
-    if ctx.progress.request is None and ctx.progress.tap is None and not begun:
+    if progress.operation is not None:
+        observe_head(ctx, progress.operation, received)
+    if progress.request is None and progress.tap is None and ctx.response.writer is None:
         return _passed(ctx, received, headers)
+    return await _shown(ctx, received, headers)
+
+
+async def _shown(
+    ctx: ExchangeContext, received: ReceivedHead, headers: HeaderList
+) -> PreparedResponse | Response:
+    """A response that interceptors or a watcher see, or whose head the client has already."""
+    begun = ctx.response.writer is not None
     shown = ShownHead(received.status, headers, received.media_type, received.content_coding, None)
     if ctx.progress.request is not None:
         answer = await _show_head(ctx, ctx.progress.request, received, headers)
@@ -119,14 +126,7 @@ async def on_response(ctx: ExchangeContext, received: ReceivedHead) -> PreparedR
     kind = await classify(ctx, shown, received.body)
     rewrite = _Rewrite(stale=kind == "none" and _stands_for_changed(ctx, shown))
     if shown.head is not None and (chain := _open_chain(ctx, shown, kind)) is not None:
-        rewrite = await _start_chain(ctx, chain, shown, shown.head, kind)
-        if kind == "json" and chain.wants_events:
-            json = await read_json(ctx, chain, received.body)
-            rewrite.stale = json is not None and json.changed
-            if json is None:
-                rewrite.unknown_length = False  # too large for interceptors: its length is right
-            else:
-                rewrite.json = json.text
+        rewrite = await _start_chain(ctx, chain, shown, shown.head, kind, received.body)
         shown = msgspec.structs.replace(shown, headers=shown.head.headers.raw)
     if ctx.progress.tap is not None:
         show_head(ctx.progress, shown.status, shown.media_type, kind == "events", shown.coding)
@@ -282,17 +282,29 @@ def _open_chain(ctx: ExchangeContext, shown: ShownHead, kind: BodyKind) -> Strea
 
 
 async def _start_chain(
-    ctx: ExchangeContext, chain: StreamChain, shown: ShownHead, head: ResponseHead, kind: BodyKind
+    ctx: ExchangeContext,
+    chain: StreamChain,
+    shown: ShownHead,
+    head: ResponseHead,
+    kind: BodyKind,
+    body: UpstreamBody,
 ) -> _Rewrite:
-    """Start the stream's hooks. Raises `EncodedResponse` if they cannot read the body."""
+    """Start the stream's hooks, and run them over a JSON body. Raises `EncodedResponse` if they
+    cannot read the body, and as `read_json`.
+    """
     is_plain = shown.coding == "identity"
-    unknown_length = chain.wants_events and is_plain
     if chain.wants_events and not is_plain and not chain.pass_unseen():
         raise EncodedResponse(ctx.route.upstream)
     chain.queue.accepts = kind == "events" and is_plain
-    if chain.queue.accepts and chain.has_members:
-        unknown_length = True  # an interceptor's task may add events
+    wants_body = chain.wants_events and is_plain
+    # an interceptor's task may add events
+    unknown_length = wants_body or (chain.queue.accepts and chain.has_members)
     await chain.start(head)
+    if kind == "json" and chain.wants_events:
+        json = await read_json(ctx, chain, body)
+        if json is None:  # too large for interceptors: its length is right
+            return _Rewrite()
+        return _Rewrite(stale=json.changed, unknown_length=unknown_length, json=json.text)
     return _Rewrite(stale=unknown_length, unknown_length=unknown_length)
 
 

@@ -25,6 +25,8 @@ _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 _MOST_BUDGETS = 200
 _CHARTED = ("first_byte", "first_token")
 """Times with a series in the history."""
+_RATES = ("exchanges", "failures", "events", "bytes")
+"""Counts that are shown for a second."""
 _WORST_FIRST = ("ejected", "probing", "up")
 
 
@@ -92,9 +94,30 @@ def history_of(workers: Sequence[Sequence[Step]]) -> dict[str, Any]:
     """The last 15 minutes of all workers: `step` in seconds, `end` of the last one, and a list for
     each series, oldest first.
     """
+    last, columns = _aligned(workers)
+    counts = [_sum(step.counts for step in column) for column in columns]
+    return {
+        "step": STEP_S,
+        "end": last * STEP_S,
+        "streams": [sum(step.streams for step in column) for column in columns],
+        **{
+            name: [getattr(item, name) / STEP_S for item in counts]
+            for name in _RATES
+        },
+        **{name: _time_series(name, counts) for name in _CHARTED},
+        "pools": {
+            name: _pool_series([[step.pools[at] for step in column] for column in columns])
+            for at, name in enumerate(POOL_NAMES)
+        },
+    }
+
+
+def _aligned(workers: Sequence[Sequence[Step]]) -> tuple[int, list[list[Step]]]:
+    """The number of the last step that every worker has ended, and the workers' steps up to it,
+    for each number. A worker that has stopped recording does not delay the others.
+    """
     now = int(time.time() / STEP_S)
     current = [steps for steps in workers if steps and steps[-1].number >= now - 2]
-    # The last step that all of them have ended.
     last = min((steps[-1].number for steps in current), default=now)
     first = min((steps[0].number for steps in current), default=now + 1)
     numbers = range(max(first, last - LENGTH + 1), last + 1)
@@ -103,22 +126,7 @@ def history_of(workers: Sequence[Sequence[Step]]) -> dict[str, Any]:
         for step in steps:
             if step.number in by_number:
                 by_number[step.number].append(step)
-    columns = list(by_number.values())
-    counts = [_sum(step.counts for step in column) for column in columns]
-    return {
-        "step": STEP_S,
-        "end": last * STEP_S,
-        "streams": [sum(step.streams for step in column) for column in columns],
-        "exchanges": [item.exchanges / STEP_S for item in counts],
-        "failures": [item.failures / STEP_S for item in counts],
-        "events": [item.events / STEP_S for item in counts],
-        "bytes": [item.bytes / STEP_S for item in counts],
-        **{name: _time_series(name, counts) for name in _CHARTED},
-        "pools": {
-            name: _pool_series([[step.pools[at] for step in column] for column in columns])
-            for at, name in enumerate(POOL_NAMES)
-        },
-    }
+    return last, list(by_number.values())
 
 
 def _time_series(name: str, counts: Sequence[Counts]) -> dict[str, list[float | None]]:
@@ -154,7 +162,7 @@ def _sum(counts: Iterable[Counts]) -> Counts:
 
 def _rates(parts: Sequence[Part]) -> dict[str, Any]:
     """What happens in a second, of the last 2.5 to 7.5 seconds."""
-    rates = dict.fromkeys(("exchanges", "failures", "events", "bytes"), 0.0)
+    rates = dict.fromkeys(_RATES, 0.0)
     for part in parts:
         seconds, counts = part["recent"]
         for name in rates:

@@ -30,20 +30,13 @@ _REPORTS = frozenset(b"x-forwarded-for x-forwarded-proto x-forwarded-host via".s
 _WRITTEN_ANEW = HOP_BY_HOP | frozenset(
     b"host content-length expect x-forwarded-for x-forwarded-proto x-forwarded-host via".split()
 )
+_ENCODING = b"accept-encoding"
 
 
 class HeaderSettings:
     """What a route changes in request headers, prepared once."""
 
-    __slots__ = (
-        "dropped",
-        "dropped_for_identity",
-        "host",
-        "prefix",
-        "removed",
-        "set",
-        "set_for_identity",
-    )
+    __slots__ = ("host", "plain", "prefix", "removed", "unencoded")
 
     def __init__(
         self,
@@ -59,12 +52,14 @@ class HeaderSettings:
         self.host = host
         self.removed = removed
         self.prefix = prefix
-        self.set = tuple(set)
-        self.dropped = _WRITTEN_ANEW | removed
+        dropped = _WRITTEN_ANEW | removed
         if prefix:
-            self.dropped |= {b"x-forwarded-prefix"}
-        self.dropped_for_identity = self.dropped | {b"accept-encoding"}
-        self.set_for_identity = tuple(field for field in self.set if field[0] != b"accept-encoding")
+            dropped |= {b"x-forwarded-prefix"}
+        self.plain = dropped, tuple(set)
+        """Names that do not pass, and fields that are added."""
+        others = (field for field in set if field[0] != _ENCODING)
+        self.unencoded = dropped | {_ENCODING}, ((_ENCODING, b"identity"), *others)
+        """The same for a request that asks for an unencoded body."""
 
 
 def request_headers(
@@ -88,39 +83,50 @@ def request_headers(
     X-Forwarded-Proto and -Host of a trusted proxy or an interceptor stay; the client's address is
     appended to -For.
     """
-    dropped = settings.dropped_for_identity if identity else settings.dropped
+    dropped, added = settings.unencoded if identity else settings.plain
     fields = dict(headers)
     if len(fields) != len(headers) and len(find_headers(headers, b"host")) > 1:
         raise RequestRefused(400, "bad_request", "the request has more than one Host header")
     host = fields.get(b"host", b"")
     result = [(b"host", host if settings.host is None else settings.host)]
     result += [field for field in headers if field[0] not in dropped]
-    if identity:
-        result.append((b"accept-encoding", b"identity"))
     if body is not None:
         result.append((b"content-length", body) if body else (b"transfer-encoding", b"chunked"))
     if expects_continue:
         result.append((b"expect", b"100-continue"))
     addresses = b"" if client is None else client.encode("ascii", "replace")
-    proto, named, vias = scheme.encode("ascii"), host, via
+    proto = scheme.encode("ascii")
     if not _REPORTS.isdisjoint(fields):
-        given = find_headers(headers, b"x-forwarded-for")
-        addresses = b", ".join([*given, addresses] if client is not None else given)
-        proto = find_header(headers, b"x-forwarded-proto") or proto
-        named = find_header(headers, b"x-forwarded-host") or named
-        vias = b", ".join([*find_headers(headers, b"via"), via])
-    reports: HeaderList = [(b"x-forwarded-proto", proto), (b"via", vias)]
+        addresses, proto, host, via = _continued(headers, addresses, proto, host, via)
+    reports: HeaderList = []
     if addresses:
-        reports.insert(0, (b"x-forwarded-for", addresses))
-    if named:
-        reports.insert(-1, (b"x-forwarded-host", named))
+        reports.append((b"x-forwarded-for", addresses))
+    reports.append((b"x-forwarded-proto", proto))
+    if host:
+        reports.append((b"x-forwarded-host", host))
     if settings.prefix:
-        reports.insert(-1, (b"x-forwarded-prefix", outer_prefix(headers) + settings.prefix))
+        reports.append((b"x-forwarded-prefix", outer_prefix(headers) + settings.prefix))
+    reports.append((b"via", via))
     if settings.removed:
         reports = [field for field in reports if field[0] not in settings.removed]
     result += reports
-    result += settings.set_for_identity if identity else settings.set
+    result += added
     return result
+
+
+def _continued(
+    headers: Sequence[tuple[bytes, bytes]], address: bytes, proto: bytes, host: bytes, via: bytes
+) -> tuple[bytes, bytes, bytes, bytes]:
+    """The values of X-Forwarded-For, -Proto and -Host, and Via, after those that a request has."""
+    addresses = find_headers(headers, b"x-forwarded-for")
+    if address:
+        addresses.append(address)
+    return (
+        b", ".join(addresses),
+        find_header(headers, b"x-forwarded-proto") or proto,
+        find_header(headers, b"x-forwarded-host") or host,
+        b", ".join([*find_headers(headers, b"via"), via]),
+    )
 
 
 class Via:
