@@ -98,17 +98,17 @@ def request_headers(
     proto = scheme.encode("ascii")
     if not _REPORTS.isdisjoint(fields):
         addresses, proto, host, via = _continued(headers, addresses, proto, host, via)
-    reports: HeaderList = []
-    if addresses:
-        reports.append((b"x-forwarded-for", addresses))
-    reports.append((b"x-forwarded-proto", proto))
-    if host:
-        reports.append((b"x-forwarded-host", host))
+    reports = [
+        (b"x-forwarded-for", addresses),
+        (b"x-forwarded-proto", proto),
+        (b"x-forwarded-host", host),
+        (b"via", via),
+    ]
     if settings.prefix:
-        reports.append((b"x-forwarded-prefix", outer_prefix(headers) + settings.prefix))
-    reports.append((b"via", via))
-    if settings.removed:
-        reports = [field for field in reports if field[0] not in settings.removed]
+        reports.insert(-1, (b"x-forwarded-prefix", outer_prefix(headers) + settings.prefix))
+    if settings.removed or not addresses or not host:
+        removed = settings.removed
+        reports = [field for field in reports if field[1] and field[0] not in removed]
     result += reports
     result += added
     return result
