@@ -100,10 +100,7 @@ def history_of(workers: Sequence[Sequence[Step]]) -> dict[str, Any]:
         "step": STEP_S,
         "end": last * STEP_S,
         "streams": [sum(step.streams for step in column) for column in columns],
-        **{
-            name: [getattr(item, name) / STEP_S for item in counts]
-            for name in _RATES
-        },
+        **{name: [getattr(item, name) / STEP_S for item in counts] for name in _RATES},
         **{name: _time_series(name, counts) for name in _CHARTED},
         "pools": {
             name: _pool_series([[step.pools[at] for step in column] for column in columns])
