@@ -28,7 +28,7 @@ from ..errors import UpstreamFailure
 from ..hub import current_time
 from ..inspector import Tap
 from ..telemetry import ExchangeSpan
-from ..worker.logs import EXCHANGE, SPAN
+from ..worker.logs import EXCHANGE
 from ..worker.routes import Route
 from ..worker.worker import NO_ROUTE, Worker
 from .client_response import ClientResponse
@@ -98,9 +98,7 @@ class Exchange:
     async def run(self) -> None:
         """Serve the request to its end. Raises only what cancels it."""
         worker, ending = self._worker, self._ending
-        EXCHANGE.set(self._request)
-        if (span := self._progress.span) is not None:
-            SPAN.set(span)
+        EXCHANGE.set(self)
         route = self._admit()
         worker.enter(self)
         try:
@@ -122,8 +120,6 @@ class Exchange:
         finally:
             await self._end()
             EXCHANGE.set(None)  # the task of a connection serves the next request
-            if span is not None:
-                SPAN.set(None)
 
     def _needs_tasks(self, route: Route) -> bool:
         """Whether a second task may be needed. Its nursery costs as much as reading the head."""
@@ -261,7 +257,7 @@ class Exchange:
             tally.count_intercepted(interceptor_of(ending, progress))
         status, log, span = self._response.status, self._log, progress.span
         log_id = self._request.request_id if span is None else span.trace_id
-        if span is not None:
+        if span is not None and span.sampled:
             self._end_span(span)
         failed = is_failure(ending, status, progress)
         succeeded = outcome is _COMPLETED and status is not None and status < 400
@@ -284,9 +280,9 @@ class Exchange:
             progress.tap = None
 
     def _end_span(self, span: ExchangeSpan) -> None:
-        """Export the span, if it is sampled."""
+        """Export a sampled span."""
         tracing, route = self._worker.tracing, self._admission.route
-        if tracing is not None and span.sampled:
+        if tracing is not None:
             ended = Ended(self._ending, self._response.status, self._ended_at)
             tracing.end(finish_span(span, self._request, route, self._progress, ended))
 
@@ -300,6 +296,28 @@ class Exchange:
             progress.upstream = None
         if progress.request is not None:
             progress.request.spawn = None
+
+    # What log lines have: `Served`
+
+    @property
+    def request_id(self) -> str:
+        """The request's id."""
+        return self._request.request_id
+
+    @property
+    def client_name(self) -> str | None:
+        """The client's name, if an interceptor knows it, or else its address."""
+        return (self._progress.request or self._request).client_name
+
+    @property
+    def path(self) -> str:
+        """The path as servers interpret it, without the query."""
+        return (self._progress.request or self._request).path
+
+    @property
+    def span(self) -> ExchangeSpan | None:
+        """None while traces are off."""
+        return self._progress.span
 
     # What the worker knows: `LiveExchange`
 
@@ -327,16 +345,16 @@ class Exchange:
 
     def describe(self) -> dict[str, Any]:
         """The exchange in `/status`."""
-        counts, upstream, request = self.counts, self._progress.upstream, self._progress.request
+        counts, upstream = self.counts, self._progress.upstream
         endpoint, operation = None if upstream is None else upstream.asked, self._progress.operation
         path = self._request.target.path.decode("utf-8", "backslashreplace")
         return {
             "id": self.number,
-            "request_id": self._request.request_id,
+            "request_id": self.request_id,
             "route": self.route_name,
             "upstream": None if self._admission.route is None else self._admission.route.upstream,
             "endpoint": None if endpoint is None else endpoint.origin,
-            "client": (request or self._request).client_name,
+            "client": self.client_name,
             "method": self._request.method[:_MOST_SHOWN],
             "path": path[:_MOST_SHOWN],
             "call": None if operation is None else _call_of(operation),
@@ -355,11 +373,6 @@ class Exchange:
         """Show the exchange to `tap` from now on; None: to nobody."""
         response = self._response
         watch(self._progress, tap, response.status, is_plain=response.may_add)
-
-    @property
-    def request_id(self) -> str:
-        """The request's id."""
-        return self._request.request_id
 
     @property
     def dialect_name(self) -> str:

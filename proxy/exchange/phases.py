@@ -27,7 +27,6 @@ from ..relay.heartbeat import with_heartbeats
 from ..relay.resume import Resume
 from ..upstream import UpstreamBody
 from ..worker.collecting import CollectedBody, too_large
-from ..worker.logs import EXCHANGE
 from .answer import send_answer
 from .context import ExchangeContext
 from .observe import observe_request, open_observer
@@ -219,7 +218,6 @@ def _request_for_hooks(ctx: ExchangeContext, has_body: bool) -> Request:
     assert nursery is not None
     request.spawn = lambda *task: nursery.start_soon(ctx.run_task, *task)
     ctx.progress.request = request
-    EXCHANGE.set(request)  # it knows the name of the client
     return request
 
 

@@ -137,8 +137,9 @@ class UpstreamRequest(msgspec.Struct, eq=False):
         if method == "OPTIONS":
             headers = one_forward_less(headers)
         if self.span is not None and self.span.propagates:
-            headers = [item for item in headers if item[0] not in TRACE_FIELDS]
-            headers += self.span.fields()
+            if self.span.replaces or self.request is not None:
+                headers = [item for item in headers if item[0] not in TRACE_FIELDS]
+            headers = [*headers, *self.span.fields()]
         if last_event_id is not None:
             headers = [item for item in headers if item[0] != b"last-event-id"]
             headers.append((b"last-event-id", last_event_id))
@@ -174,7 +175,6 @@ class UpstreamRequest(msgspec.Struct, eq=False):
         length = self.length
         return (
             self.request is None
-            and self.span is None
             and not self.client.unchecked
             and isinstance(body, bytes)
             and length != b""

@@ -43,6 +43,7 @@ class ExchangeSpan:
         "flags",
         "parent",
         "propagates",
+        "replaces",
         "sampled",
         "span_id",
         "started_at",
@@ -54,8 +55,8 @@ class ExchangeSpan:
         parent: TraceContext | None,
         started_at: float,
         samples: Samples,
-        *,
         propagates: bool = True,
+        replaces: bool = False,
     ) -> None:
         """`started_at`: Trio's time, now or a moment ago."""
         self._began_ns = time.time_ns()
@@ -65,6 +66,8 @@ class ExchangeSpan:
         """16 hexadecimal digits."""
         self.propagates = propagates
         """The upstream gets the span's context."""
+        self.replaces = replaces
+        """The client's request has a context, valid or not, in its headers."""
         self.events: list[SpanEvent] = []
         """Those that `add_event` noted, at most a hundred."""
         self.parent: TraceContext | None = None

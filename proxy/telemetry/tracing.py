@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from ..http.headers import HeaderList
-from .context import TraceContext, read_context
+from .context import TRACE_FIELDS, TraceContext, read_context
 from .settings import TracingUnavailable, exporters_of, propagates_context
 from .span import ExchangeSpan, FinishedSpan
 
@@ -52,12 +52,14 @@ class Tracing:
     def begin(self, headers: HeaderList, started_at: float) -> ExchangeSpan:
         """The span of an exchange. `headers`: the request's, in lower case."""
         parent: TraceContext | None = None
-        if self.propagates:
-            parents = [value for name, value in headers if name == b"traceparent"]
-            if parents:
-                states = [value for name, value in headers if name == b"tracestate"]
-                parent = read_context(parents, states)
-        return ExchangeSpan(parent, started_at, self._sdk.samples, propagates=self.propagates)
+        given = [item for item in headers if item[0] in TRACE_FIELDS] if self.propagates else []
+        if given:
+            parent = read_context(
+                [value for name, value in given if name == b"traceparent"],
+                [value for name, value in given if name == b"tracestate"],
+            )
+        samples, replaces = self._sdk.samples, bool(given)
+        return ExchangeSpan(parent, started_at, samples, self.propagates, replaces)
 
     def end(self, finished: FinishedSpan) -> None:
         """Export a span. Call it only for a sampled one. Never blocks."""

@@ -26,7 +26,6 @@ from .log_writer import FLUSH_S, LogWriter
 __all__ = [
     "EXCHANGE",
     "LONGEST_PATH",
-    "SPAN",
     "STDERR",
     "configure_logging",
     "dropped_lines",
@@ -42,7 +41,7 @@ STDERR = 2
 
 
 class Served(Protocol):
-    """The request of an exchange, as its log lines name it."""
+    """An exchange, as its log lines name it."""
 
     @property
     def request_id(self) -> str: ...
@@ -50,13 +49,13 @@ class Served(Protocol):
     def client_name(self) -> str | None: ...
     @property
     def path(self) -> str: ...
+    @property
+    def span(self) -> ExchangeSpan | None:
+        """None while traces are off."""
 
 
 EXCHANGE: ContextVar[Served | None] = ContextVar("proxy.EXCHANGE", default=None)
-"""The request that the running task serves; its exchange sets it."""
-
-SPAN: ContextVar[ExchangeSpan | None] = ContextVar("proxy.SPAN", default=None)
-"""The span of that exchange; None while traces are off."""
+"""The exchange that the running task serves."""
 
 LONGEST_PATH = 512
 """Characters of a path in a log line; clients choose paths."""
@@ -189,7 +188,7 @@ def _named(event: Event) -> Event:
             "client": served.client_name,
             "path": served.path[:LONGEST_PATH],
         }
-        if (span := SPAN.get()) is not None:
+        if (span := served.span) is not None:
             names |= {"trace_id": span.trace_id, "span_id": span.span_id}
         for name, value in names.items():
             if output.joined_by is None or name in output.joined_by:
