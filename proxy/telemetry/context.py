@@ -108,5 +108,5 @@ def _read_state(values: Sequence[bytes]) -> bytes:
 
 def new_ids() -> tuple[str, str]:
     """A random trace id and a random span id."""
-    digits = f"{getrandbits(192) | _NOT_ZERO:048x}"
+    digits = (getrandbits(192) | _NOT_ZERO).to_bytes(24, "big").hex()  # faster than a format
     return digits[:32], digits[32:]

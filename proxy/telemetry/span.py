@@ -90,7 +90,7 @@ class ExchangeSpan:
     @property
     def traceparent(self) -> str:
         """The context for the upstream, whose parent is this span."""
-        return f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}"
+        return f"00-{self.trace_id}-{self.span_id}-0{self.flags}"
 
     @property
     def tracestate(self) -> bytes:
@@ -99,9 +99,10 @@ class ExchangeSpan:
 
     def fields(self) -> HeaderList:
         """The header fields for the upstream."""
-        parent = (b"traceparent", self.traceparent.encode("ascii"))
-        state = self.tracestate
-        return [parent, (b"tracestate", state)] if state else [parent]
+        fields = [(b"traceparent", self.traceparent.encode("ascii"))]
+        if self.parent is not None and self.parent.state:
+            fields.append((b"tracestate", self.parent.state))
+        return fields
 
     def add_event(self, name: str, at: float, attributes: Attributes | None = None) -> None:
         """Note an event; nothing if the span is not exported. `at`: Trio's time."""

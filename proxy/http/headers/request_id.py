@@ -24,7 +24,7 @@ def new_request_id() -> str:
     """32 random hexadecimal digits. Not a secret: Python's generator makes them, which is reseeded
     in each worker.
     """
-    return f"{getrandbits(128):032x}"
+    return getrandbits(128).to_bytes(16, "big").hex()
 
 
 def take_request_id(
