@@ -18,6 +18,7 @@ from support.required import lacking
 
 from proxy.config import parse_config
 from proxy.server.serve import time_to_end_s
+from proxy.worker.generations import _ENTER_S
 
 DEPLOY = ROOT / "deploy"
 LAYERS = ["base", "overlays/example"]
@@ -133,6 +134,9 @@ def test_the_resources_fit_the_configuration_and_each_other(layer: str) -> None:
     }
     probe = container["readinessProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] < config.drain.delay
+    probe = container["startupProbe"]
+    assert probe["httpGet"] == probes["livenessProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] > _ENTER_S
 
     labels = deployment["template"]["metadata"]["labels"]
     autoscaler = items["HorizontalPodAutoscaler", "weirpool"]["spec"]
