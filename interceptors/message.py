@@ -19,6 +19,7 @@ from .errors import Misused, NotJson
 from .event import UNSET, Event, not_json
 from .operation import Operation
 from .paths import normal_path, quote_path
+from .preflight import announces_body, is_preflight
 from .refusals import error_format, error_json, only_id, request_ids
 from .tasks import TASK_OF, StartSoon, start_task
 
@@ -29,7 +30,6 @@ __all__ = [
     "ResponseHead",
     "address",
     "forget_body",
-    "is_preflight",
 ]
 
 Headers = httpx.Headers
@@ -40,37 +40,22 @@ Headers = httpx.Headers
 
 HeadersLike = Mapping[str, str] | Iterable[tuple[bytes, bytes]] | Headers
 
-# Some servers run the method that one of these names. Browsers send none of them in a preflight.
-_METHOD_OVERRIDES = (b"x-http-method-override", b"x-http-method", b"x-method-override")
-
-
-def is_preflight(method: str, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether a request head is a CORS preflight: see `Request.is_preflight`."""
-    if method != "OPTIONS":
-        return False
-    listed = list(headers)
-    names = [name.lower() for name, _ in listed]
-    return (
-        names.count(b"origin") == 1
-        and names.count(b"access-control-request-method") == 1
-        and not any(name in names for name in _METHOD_OVERRIDES)
-        and not _announces_body(listed)
-    )
-
-
-def _announces_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    return any(
-        name.lower() == b"transfer-encoding"
-        or (name.lower() == b"content-length" and value.strip() != b"0")
-        for name, value in headers
-    )
-
 
 class Request:
     """A client's request. The upstream gets it as `on_request` leaves it.
 
     `Request(path=...)` in a test accepts a path in any spelling that a client may use.
     """
+
+    trace_id: str | None = None
+    """The id of the trace, 32 hexadecimal digits; None while traces are off. On MCP routes the
+    client can name it in the body, which `on_request` with `wants_body` sees.
+    """
+    operation: Operation | None = None
+    """What `telemetry.genai` has seen of the LLM or MCP call so far; None: it does not look."""
+    body_replaced: bool = False
+    """Whether an interceptor called `replace_body`."""
+    _is_forgotten = False
 
     def __init__(
         self,
@@ -119,30 +104,18 @@ class Request:
 
         Taken over from the client, if it sends one: do not rely on it being unique.
         """
-        self.trace_id: str | None = None
-        """The id of the trace, 32 hexadecimal digits; None while traces are off. On MCP routes the
-        client can name it in the body, which `on_request` with `wants_body` sees.
-        """
         self.target: bytes = raw_path + b"?" + query if query else raw_path
         """Path and query as they arrived, whatever interceptors change."""
-        self.operation: Operation | None = None
-        """What `telemetry.genai` has seen of the LLM or MCP call so far; None: it does not look."""
-        self.sessions: Any = None
-        """Internal: the MCP sessions of the route's upstream (`dialects.mcp_sessions`)."""
         self.state: dict[str, Any] = {}
         """A dict that all interceptors of this exchange share."""
         self._body = body
         self.has_body: bool = (
-            bool(body) or _announces_body(self.headers.raw) if has_body is None else has_body
+            bool(body) or announces_body(self.headers.raw) if has_body is None else has_body
         )
         """Whether the client sends a body, collected or not."""
-        self.body_replaced: bool = False
-        """Whether an interceptor called `replace_body`."""
-        self._is_forgotten = False
-        self.spawn: StartSoon | None = None
-        """Internal: use `start_soon`."""
-        self.asked: Any = None
-        """Internal: the owner of the running hook."""
+        self.sessions: Any = None  # internal: of the upstream (`dialects.mcp_sessions`)
+        self.spawn: StartSoon | None = None  # internal: use `start_soon`
+        self.asked: Any = None  # internal: the owner of the running hook
 
     @property
     def client_name(self) -> str | None:

@@ -1,11 +1,22 @@
-"""The options of the larger commands."""
+"""The options of each command."""
 
 from __future__ import annotations
 
 import argparse
 import re
 
-__all__ = ["add_serve", "add_tail", "add_top", "add_usage"]
+__all__ = [
+    "add_bench",
+    "add_check",
+    "add_demo",
+    "add_new_interceptor",
+    "add_new_key",
+    "add_schema",
+    "add_serve",
+    "add_tail",
+    "add_top",
+    "add_usage",
+]
 
 
 def add_serve(serve: argparse.ArgumentParser) -> None:
@@ -32,6 +43,53 @@ def add_serve(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--keyfile", metavar="FILE", help="PEM key of the certificate")
     serve.add_argument(
         "--workers", metavar="N", type=_count, default=1, help="number of processes (default: 1)"
+    )
+
+
+def add_check(check: argparse.ArgumentParser) -> None:
+    """Add the options of `check`."""
+    check.add_argument("file", metavar="FILE")
+    check.add_argument("--strict", action="store_true", help="treat warnings as errors")
+    check.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def add_schema(schema: argparse.ArgumentParser) -> None:
+    """Add the options of `schema`."""
+    schema.add_argument(
+        "--markdown", action="store_true", help="print docs/configuration.md instead"
+    )
+    schema.add_argument(
+        "--log", action="store_true", help="print the JSON Schema of the log's lines instead"
+    )
+
+
+def add_new_interceptor(new: argparse.ArgumentParser) -> None:
+    """Add the options of `new-interceptor`."""
+    new.add_argument("name", metavar="NAME", help="such as redact-keys")
+
+
+def add_new_key(key: argparse.ArgumentParser) -> None:
+    """Add the options of `new-key`."""
+    key.add_argument("name", metavar="NAME", help="the client's name")
+
+
+def add_demo(demo: argparse.ArgumentParser) -> None:
+    """Add the options of `demo`."""
+    demo.add_argument(
+        "--port",
+        type=int,
+        default=8000,
+        help="the proxy's port, 0 for any free one (default: 8000)",
+    )
+    demo.add_argument("--once", action="store_true", help="exit after the stream")
+
+
+def add_bench(bench: argparse.ArgumentParser) -> None:
+    """Add the options of `bench`."""
+    bench.add_argument(
+        "scenario",
+        nargs="*",
+        help="scenarios to run (default: a selection; an unknown name lists all)",
     )
 
 

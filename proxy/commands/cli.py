@@ -33,7 +33,18 @@ from ..worker.logs import configure_logging
 from ..worker.secret import log_random_secret, new_random_secret
 from ..worker.siblings import open_group
 from ..worker.stderr import release_stderr, take_over_stderr
-from .arguments import add_serve, add_tail, add_top, add_usage
+from .arguments import (
+    add_bench,
+    add_check,
+    add_demo,
+    add_new_interceptor,
+    add_new_key,
+    add_schema,
+    add_serve,
+    add_tail,
+    add_top,
+    add_usage,
+)
 from .new_interceptor import new_interceptor
 from .new_key import new_key
 
@@ -96,71 +107,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"weirpool {_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="run the proxy")
-    add_serve(serve)
-    serve.set_defaults(run=_serve)
-
-    check = commands.add_parser(
-        "check", help="check a configuration file and report every mistake with its line"
-    )
-    check.add_argument("file", metavar="FILE")
-    check.add_argument("--strict", action="store_true", help="treat warnings as errors")
-    check.add_argument("--json", action="store_true", help="print the result as JSON")
-    check.set_defaults(run=_check)
-
-    schema = commands.add_parser(
-        "schema", help="print the JSON Schema of the configuration, for editors"
-    )
-    schema.add_argument(
-        "--markdown", action="store_true", help="print docs/configuration.md instead"
-    )
-    schema.add_argument(
-        "--log", action="store_true", help="print the JSON Schema of the log's lines instead"
-    )
-    schema.set_defaults(run=_schema)
-
-    new = commands.add_parser("new-interceptor", help="write a small interceptor and its test")
-    new.add_argument("name", metavar="NAME", help="such as redact-keys")
-    new.set_defaults(run=_new_interceptor)
-
-    key = commands.add_parser(
-        "new-key", help="generate a client's key for the interceptor api_keys"
-    )
-    key.add_argument("name", metavar="NAME", help="the client's name")
-    key.set_defaults(run=_new_key)
-
-    usage = commands.add_parser(
-        "usage", help="print the sums of the interceptor usage in the store"
-    )
-    add_usage(usage)
-    usage.set_defaults(run=_usage)
-
-    tail = commands.add_parser("tail", help="show live streams of a running proxy")
-    add_tail(tail)
-    tail.set_defaults(run=_tail)
-    top = commands.add_parser("top", help="show the live state of a proxy in this terminal")
-    add_top(top)
-    top.set_defaults(run=_top)
-
-    demo = commands.add_parser(
-        "demo", help="show a stream through the proxy, with an embedded upstream"
-    )
-    demo.add_argument(
-        "--port",
-        type=int,
-        default=8000,
-        help="the proxy's port, 0 for any free one (default: 8000)",
-    )
-    demo.add_argument("--once", action="store_true", help="exit after the stream")
-    demo.set_defaults(run=_demo)
-
-    bench = commands.add_parser("bench", help="measure this proxy on this machine")
-    bench.add_argument(
-        "scenario",
-        nargs="*",
-        help="scenarios to run (default: a selection; an unknown name lists all)",
-    )
-    bench.set_defaults(run=_bench)
+    for name, text, add_options, run in _COMMANDS:
+        command = commands.add_parser(name, help=text)
+        add_options(command)
+        command.set_defaults(run=run)
     return parser
 
 
@@ -178,12 +128,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     log_warnings(warnings)
     new_random_secret()  # workers are forked later
     log_random_secret(config, arguments.workers)
-    if (arguments.certfile is None) != (arguments.keyfile is None):
-        raise ConfigError("--certfile and --keyfile require each other")
-    tls = None
-    if arguments.certfile is not None:
-        tls = Tls(arguments.certfile, arguments.keyfile)
-        tls.check()
+    tls = _tls(arguments.certfile, arguments.keyfile)
     store = None
     if arguments.workers > 1 and config.store.url is None and config.store.local == "auto":
         store = LocalStore.find()
@@ -204,7 +149,6 @@ def _serve(arguments: argparse.Namespace) -> int:
     reports = None
     if notifier is not None:
         reports = Reports(notifier, group.memories, time_to_end_s(config))
-
     level = CurrentLevel(group.memories, group.memories[0], config.log.level)
 
     def reload() -> bool:
@@ -225,6 +169,17 @@ def _serve(arguments: argparse.Namespace) -> int:
         store,
         reports,
     )
+
+
+def _tls(certfile: str | None, keyfile: str | None) -> Tls | None:
+    """Raises `ConfigError` if the files cannot be used."""
+    if certfile is None and keyfile is None:
+        return None
+    if certfile is None or keyfile is None:
+        raise ConfigError("--certfile and --keyfile require each other")
+    tls = Tls(certfile, keyfile)
+    tls.check()
+    return tls
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -325,6 +280,36 @@ def _new_key(arguments: argparse.Namespace) -> int:
 def _new_interceptor(arguments: argparse.Namespace) -> int:
     print(new_interceptor(arguments.name, Path.cwd()), end="")
     return 0
+
+
+_COMMANDS = (
+    ("serve", "run the proxy", add_serve, _serve),
+    (
+        "check",
+        "check a configuration file and report every mistake with its line",
+        add_check,
+        _check,
+    ),
+    ("schema", "print the JSON Schema of the configuration, for editors", add_schema, _schema),
+    (
+        "new-interceptor",
+        "write a small interceptor and its test",
+        add_new_interceptor,
+        _new_interceptor,
+    ),
+    (
+        "new-key",
+        "generate a client's key for the interceptor api_keys",
+        add_new_key,
+        _new_key,
+    ),
+    ("usage", "print the sums of the interceptor usage in the store", add_usage, _usage),
+    ("tail", "show live streams of a running proxy", add_tail, _tail),
+    ("top", "show the live state of a proxy in this terminal", add_top, _top),
+    ("demo", "show a stream through the proxy, with an embedded upstream", add_demo, _demo),
+    ("bench", "measure this proxy on this machine", add_bench, _bench),
+)
+"""Name, help, options, and what runs it."""
 
 
 def _version() -> str:

@@ -17,7 +17,7 @@ from interceptors.paths import normal_path
 from interceptors.values import Mistake, nearest
 
 from ..store import address_problem
-from ..upstream.endpoints import place_of
+from ..upstream.origin import place_of
 from .grammar import (
     endpoint_problem,
     header_name_problem,

@@ -13,7 +13,7 @@ from collections.abc import Collection
 import msgspec
 
 from interceptors import Outcome
-from interceptors.message import is_preflight
+from interceptors.preflight import is_preflight
 
 from ..downstream import ClientStream
 from ..errors import RequestRefused

@@ -296,13 +296,8 @@ class Hub:
         """Pump streams that are queued: light ones if they are left over from the last turn, then
         heavy ones. `before`: how many were pumped in this turn. Returns how many more were.
         """
-        light, heavy, now, ends_at = (
-            self._light,
-            self._heavy,
-            clock + self._trio_ahead,
-            clock + TURN_S,
-        )
-        pumps = before
+        light, heavy, pumps = self._light, self._heavy, before
+        now, ends_at = clock + self._trio_ahead, clock + TURN_S
         for _ in range(min(len(light), TURN_PUMPS) if self._had_light else 0):
             if pumps and perf_counter() > ends_at:
                 break

@@ -154,17 +154,7 @@ def create_app(
         worker.ready = worker.begun = True
         structlog.get_logger("proxy").info("started", **_started(worker))
         yield
-        worker.ready = False
-        await worker.generations.aclose()
-        await pages.stream.aclose()
-        if pages.inspecting is not None:
-            await pages.inspecting.aclose()
-        worker.metrics.publish()
-        if worker.tracing is not None:
-            await worker.tracing.aclose()
-        for scope in scopes:
-            scope.cancel()
-        report(worker.pools)
+        await _stop(worker, pages, scopes)
 
     return app
 
@@ -199,6 +189,21 @@ async def _start(app: Weirpool, config: Config, pages: Pages) -> list[trio.Cance
         worker.start_details["admin"] = name_of(admin_socket)
         runs.append(partial(serve_admin, app.serve_page, admin_socket, config.admin))
     return [*[await app.nursery.start(_owned, run) for run in runs], store]
+
+
+async def _stop(worker: Worker, pages: Pages, scopes: list[trio.CancelScope]) -> None:
+    """End the tasks that `_start` started, and close what they used."""
+    worker.ready = False
+    await worker.generations.aclose()
+    await pages.stream.aclose()
+    if pages.inspecting is not None:
+        await pages.inspecting.aclose()
+    worker.metrics.publish()
+    if worker.tracing is not None:
+        await worker.tracing.aclose()
+    for scope in scopes:
+        scope.cancel()
+    report(worker.pools)
 
 
 async def _owned(

@@ -27,46 +27,16 @@ It knows no HTTP, sockets, retries or sessions.
 
 from __future__ import annotations
 
-import ipaddress
 import math
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 import httpx
 
-from ..http import DEFAULT_PORTS, origin_port
-from .origin import Origin
+from .origin import place_of, server_of
 
-__all__ = [
-    "Endpoint",
-    "EndpointState",
-    "Endpoints",
-    "NoneInService",
-    "Turn",
-    "place_of",
-    "server_of",
-]
-
-
-def place_of(url: httpx.URL) -> str:
-    """The normalized URL of an endpoint, for comparisons (RFC 3986, sections 6.2.2.1 and 6.2.3),
-    without credentials.
-    """
-    host = url.raw_host.decode("ascii").lower()
-    with suppress(ValueError):  # a name
-        host = str(ipaddress.ip_address(host))
-    path = url.raw_path.rstrip(b"/").decode("ascii")
-    return f"{url.scheme}://{host} {url.port or DEFAULT_PORTS.get(url.scheme)}{path}"
-
-
-def server_of(url: httpx.URL) -> Origin:
-    """Where a connection to this URL goes. Raises `ValueError` for an unknown scheme."""
-    port = origin_port(url.scheme, url.port)
-    if port is None:
-        raise ValueError(f"{url.scheme!r} is neither http nor https")
-    return Origin(url.scheme, url.raw_host.decode("ascii"), port)
+__all__ = ["Endpoint", "EndpointState", "Endpoints", "NoneInService", "Turn"]
 
 
 class NoneInService(Exception):

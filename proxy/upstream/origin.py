@@ -6,13 +6,18 @@ SNI, verified and written in Host. `httpx.URL.raw_host` converts names with the 
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import socket
+from contextlib import suppress
 from typing import NamedTuple
 
+import httpx
 import idna
 
-__all__ = ["Origin", "address_family", "server_name", "to_a_labels"]
+from ..http import DEFAULT_PORTS, origin_port
+
+__all__ = ["Origin", "address_family", "place_of", "server_name", "server_of", "to_a_labels"]
 
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _MAX_NAME = 253  # RFC 1035, section 2.3.4, as text without the dot at the end
@@ -28,6 +33,25 @@ class Origin(NamedTuple):
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
+
+
+def place_of(url: httpx.URL) -> str:
+    """The normalized URL of an endpoint, for comparisons (RFC 3986, sections 6.2.2.1 and 6.2.3),
+    without credentials.
+    """
+    host = url.raw_host.decode("ascii").lower()
+    with suppress(ValueError):  # a name
+        host = str(ipaddress.ip_address(host))
+    path = url.raw_path.rstrip(b"/").decode("ascii")
+    return f"{url.scheme}://{host} {url.port or DEFAULT_PORTS.get(url.scheme)}{path}"
+
+
+def server_of(url: httpx.URL) -> Origin:
+    """Where a connection to this URL goes. Raises `ValueError` for an unknown scheme."""
+    port = origin_port(url.scheme, url.port)
+    if port is None:
+        raise ValueError(f"{url.scheme!r} is neither http nor https")
+    return Origin(url.scheme, url.raw_host.decode("ascii"), port)
 
 
 def to_a_labels(name: str) -> str:

@@ -46,6 +46,23 @@ class Worker:
     a file cannot be loaded.
     """
 
+    hub: Hub | None = None
+    """Moves streams while the app's lifespan runs it; without it each stream's task waits for
+    itself.
+    """
+    tracing: Tracing | None = None
+    """Makes the spans of exchanges; None while traces are off. The app opens it."""
+    siblings: Siblings | None = None
+    """The other workers, which may have sessions that this one does not know."""
+    entered = 0
+    """Exchanges so far: the number of the last one."""
+    admitted = 0
+    """Exchanges that count against the limits."""
+    begun = False
+    """Whether the worker has been ready: from then on it drains before it ends."""
+    draining = False
+    _unpublished = True  # counters have changed, or can change without a notice
+
     def __init__(self, config: Config, group: Group | None = None, index: int = 0) -> None:
         """`group`: all workers, of which this one is number `index`, from 0."""
         self.index = index
@@ -91,14 +108,6 @@ class Worker:
         output.joined_by = config.log.fields
         self.via = Via(new_pseudonym())
         """This instance in the `Via` header. `weirpool serve` gives all of its workers the same."""
-        self.hub: Hub | None = None
-        """Moves streams while the app's lifespan runs it; without it each stream's task waits for
-        itself.
-        """
-        self.tracing: Tracing | None = None
-        """Makes the spans of exchanges; None while traces are off. The app opens it."""
-        self.siblings: Siblings | None = None
-        """The other workers, which may have sessions that this one does not know."""
         if group is not None:
             sessions = self.generations.sessions.mcp
             self.siblings = Siblings(group.mailboxes, index, sessions)
@@ -108,16 +117,9 @@ class Worker:
         self.live: set[LiveExchange] = set()
         self.inspector = Inspector(index, lambda: self.live) if config.admin.inspect else None
         """Shows live streams to those who watch."""
-        self.entered = 0
-        """Exchanges so far: the number of the last one."""
-        self.admitted = 0
         self.client_streams: dict[tuple[str, str], int] = {}
         """Streams of each limited client, by `client_place`."""
         self.bodies = BodyBudget()
-        self.begun = False
-        """Whether the worker has been ready: from then on it drains before it ends."""
-        self.draining = False
-        self._unpublished = True  # counters have changed, or can change without a notice
         self.none_left = trio.Event()
 
     @property

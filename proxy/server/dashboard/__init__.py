@@ -1,7 +1,7 @@
 """The page `/dashboard`: what its tables and figures show, how numbers are written, and its HTML.
 
-`view.TABLES`, `view.FIGURES` and `view.CHARTS` describe the page once. The template renders them
-with the numbers of the moment, and `dashboard.js` updates them from `/status/stream`. Everything
+`layout` describes the page once. `view` and the template render it with the numbers of the moment,
+and `dashboard.js` updates them from `/status/stream`. Everything
 that comes from clients and upstreams is text: the template escapes it, and the script only sets
 `textContent`. It reads nothing but the JSON of `/status`.
 """
