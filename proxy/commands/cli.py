@@ -236,7 +236,7 @@ def _usage(arguments: argparse.Namespace) -> int:
 
 
 def _tail(arguments: argparse.Namespace) -> int:
-    from .tail.run import TOKEN_VARIABLE, Asked, run_tail  # `serve` does not need it
+    from .tail.run import Asked, run_tail  # `serve` does not need it
 
     names = ("exchange", "route", "client", "model", "text")
     query = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
@@ -244,8 +244,8 @@ def _tail(arguments: argparse.Namespace) -> int:
         query["once"] = "true"
     if not (arguments.events or arguments.tape):
         query["events"] = "false"
-    token = arguments.token or os.environ.get(TOKEN_VARIABLE)
-    return run_tail(Asked(arguments.url, token, query, arguments.json, arguments.tape))
+    asked = Asked(arguments.url, arguments.token, query, arguments.json, arguments.tape)
+    return run_tail(asked)
 
 
 def _top(arguments: argparse.Namespace) -> int:

@@ -15,9 +15,10 @@ from support.client import fetch
 from support.interceptors import until
 from support.process import ROOT, WEIRPOOL, free_port
 from support.proxy import Proxy, config_for, open_proxy
-from support.upstream import answering, open_upstream
+from support.upstream import Peer, answering, open_upstream
 
 from proxy.commands.tail.lines import Lines, escaped
+from proxy.inspector import message
 
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 
@@ -143,7 +144,8 @@ async def test_one_live_stream_is_joined() -> None:
         (["--url", "PROXY/nowhere"], "set admin.inspect: true in the configuration"),
         (["--url", "http://127.0.0.1:{free}"], "/inspect/stream: Connection refused"),
         (["--url", "https://PROXY"], "/inspect/stream: TLS failed: "),
-        (["--url", "ftp://127.0.0.1"], "--url ftp://127.0.0.1: "),
+        (["--url", "ftp://127.0.0.1"], "--url: 'ftp://127.0.0.1' is not a URL such as http://"),
+        (["--token", "bäd\n"], "--token: must be visible ASCII characters, without spaces"),
         (["--tape", "/nowhere/tape.jsonl"], "--tape /nowhere/tape.jsonl: No such file or directory"),
     ],
 )  # fmt: skip
@@ -158,10 +160,32 @@ async def test_what_is_wrong_is_named(options: list[str], problem: str) -> None:
         await until(lambda: tail.process.returncode is not None)  # type: ignore[union-attr]
         await until(lambda: tail.printed)
     assert tail.process is not None
-    assert tail.process.returncode == (2 if "--tape" in options else 1)
+    wrong = "--tape" in options or "ftp:" in options[1] or "bäd" in options[1]
+    assert tail.process.returncode == (2 if wrong else 1)
     (line,) = tail.lines
     assert line.startswith("weirpool: ")
     assert problem in line
+
+
+async def test_one_stream_that_is_cut_is_not_followed_by_another(tmp_path: Path) -> None:
+    """As when the proxy or the worker is killed: a tape has one stream, without an end."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.start_stream()
+        await peer.chunk(message("begin", {"exchange": "0-1", "method": "GET", "path": "/a"}))
+        await peer.chunk(message("head", {"exchange": "0-1", "at": 0.1, "status": 200}))
+        await peer.end()
+
+    tape, tail = tmp_path / "tape.jsonl", Tail()
+    async with open_upstream(script) as upstream, trio.open_nursery() as nursery:
+        await nursery.start(tail.run, "--url", upstream.url, "--tape", str(tape), "--json")
+        await until(lambda: tail.process.returncode is not None)  # type: ignore[union-attr]
+        await until(lambda: "before" in tail.printed)
+    assert tail.process is not None
+    assert tail.process.returncode == 1
+    assert tail.lines[-1] == "weirpool: the connection has ended before the stream"
+    assert len(tape.read_text().splitlines()) == 1
 
 
 async def test_a_reader_that_has_seen_enough_is_no_error() -> None:

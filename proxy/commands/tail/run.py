@@ -16,13 +16,12 @@ import trio
 
 from ...errors import ConfigError
 from ..causes import cause_of
+from ..place import TOKEN_VARIABLE, Place, read_place
 from .lines import Lines
 from .tape import TapeOf
 
-__all__ = ["TOKEN_VARIABLE", "Asked", "run_tail"]
+__all__ = ["Asked", "run_tail"]
 
-TOKEN_VARIABLE = "WEIRPOOL_ADMIN_TOKEN"
-_CONNECT_S = 10.0
 _SILENCE_S = 60.0  # the proxy sends a comment every 15 s
 _AGAIN_S = 1.0
 _MAX_TEXT = 500
@@ -44,6 +43,10 @@ class _Failed(Exception):
 
 def run_tail(asked: Asked) -> int:
     """Write what the proxy shows. Returns the exit status. Raises `ConfigError` for wrong options."""
+    try:
+        place = read_place(asked.url, asked.token or os.environ.get(TOKEN_VARIABLE) or None)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     tape: BinaryIO | None = None
     if asked.tape is not None:
         try:
@@ -53,7 +56,7 @@ def run_tail(asked: Asked) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return trio.run(_Tail(asked, tape).run)
+        return trio.run(_Tail(asked, place, tape).run)
     except _Failed as error:
         print(f"weirpool: {error}", file=sys.stderr)
         return 1
@@ -71,21 +74,19 @@ def _open_private(path: str, flags: int) -> int:
 
 
 class _Tail:
-    def __init__(self, asked: Asked, tape: BinaryIO | None) -> None:
+    def __init__(self, asked: Asked, place: Place, tape: BinaryIO | None) -> None:
         self._asked = asked
+        self._place = place
+        self._is_one = "exchange" in asked.query or "once" in asked.query
         self._lines = Lines()
         self._file = tape
         self._tape = TapeOf()
         self._shown = self._over = False
 
     async def run(self) -> int:
-        headers = {"accept": "text/event-stream"}
-        if self._asked.token:
-            headers["authorization"] = f"Bearer {self._asked.token}"
-        url = f"{self._asked.url.rstrip('/')}/inspect/stream"
-        timeout = httpx.Timeout(_CONNECT_S, read=_SILENCE_S)
+        url = f"{self._place.url}/inspect/stream"
         was_connected = is_connected = False
-        async with httpx.AsyncClient(timeout=timeout, trust_env=False, headers=headers) as client:
+        async with httpx.AsyncClient(**self._place.options(_SILENCE_S)) as client:
             while True:
                 try:
                     async with client.stream("GET", url, params=self._asked.query) as response:
@@ -93,13 +94,14 @@ class _Tail:
                         was_connected = is_connected = True
                         async for kind, fields in _messages(response):
                             self._take(kind, fields)
-                except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-                    raise _Failed(f"--url {self._asked.url}: {error}") from None
                 except httpx.TransportError as error:
                     if not was_connected:
                         raise _Failed(f"cannot connect to {url}: {cause_of(error)}") from None
                 if self._over:
                     return self._finish()
+                if self._shown and self._is_one:
+                    self._finish()
+                    raise _Failed("the connection has ended before the stream")
                 if is_connected:
                     print("weirpool: the connection has ended, trying again", file=sys.stderr)
                 is_connected = False
@@ -111,7 +113,8 @@ class _Tail:
         if self._file is not None:
             self._file.write(self._tape.lines_of(kind, fields))
             self._file.flush()
-        if kind == "end" and ("exchange" in self._asked.query or "once" in self._asked.query):
+        self._shown = self._shown or kind == "begin"
+        if kind == "end" and self._is_one:
             self._over = True
         if self._asked.json:
             print(json.dumps({"type": kind, **fields}, ensure_ascii=True), flush=True)

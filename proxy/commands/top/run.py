@@ -7,7 +7,8 @@ import shutil
 import sys
 
 from ...errors import ConfigError
-from .client import fetch_state, read_place, watch_states
+from ..place import TOKEN_VARIABLE, read_place
+from .client import fetch_state, watch_states
 from .plain import screen
 from .text import ASCII_BARS, BARS
 
@@ -24,7 +25,7 @@ def run_top(url: str, token: str | None, interval_s: float, *, once: bool) -> in
     status. Raises `ConfigError`.
     """
     try:
-        place = read_place(url, token or os.environ.get("WEIRPOOL_ADMIN_TOKEN") or None)
+        place = read_place(url, token or os.environ.get(TOKEN_VARIABLE) or None)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if once:

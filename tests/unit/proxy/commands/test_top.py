@@ -13,9 +13,10 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Static
 
+from proxy.commands.place import read_place
 from proxy.commands.top import text
 from proxy.commands.top.app import Top
-from proxy.commands.top.client import Failure, read_place
+from proxy.commands.top.client import Failure
 from proxy.commands.top.plain import screen
 from proxy.commands.top.state import State, decode_state
 from proxy.commands.top.view import EXCHANGES, TABLES, exchange_rows, gauges
@@ -109,6 +110,7 @@ def test_what_is_no_state_is_refused() -> None:
         ("https://h.example/-/", "https://h.example/-"),
         ("http://h/-/dashboard", "http://h/-"),
         ("http://h/status/stream", "http://h"),
+        ("http://h/-/inspect", "http://h/-"),
         ("ftp://h", None),
         ("http://", None),
         ("http://h:x", None),
