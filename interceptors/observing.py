@@ -36,7 +36,7 @@ NoteEvents = Callable[[int, float], None]
 _Search = Callable[[bytes | bytearray, int, int], re.Match[bytes] | None]
 
 _READ = (TextDelta, ToolCallDelta, Finish, dialects.Usage, ProviderError)
-_MCP_NEEDS = re.compile(rb'"(?:error|isError)"').search
+_MCP_NEEDS = re.compile(rb'"(?:error|result)"').search
 _NAMES: dict[type[Part], str] = dict.fromkeys(_READ, "read")
 _END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _MOST_OF_END = 3  # bytes of an end that is not whole

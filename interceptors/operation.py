@@ -98,6 +98,8 @@ class Operation(msgspec.Struct, eq=False):
     server_address: str | None = None
     """The endpoint's host, known at the exchange's end; None if no endpoint was asked."""
     server_port: int | None = None
+    is_answered: bool = False
+    """An MCP server has answered the call. SDKs leave its stream then."""
     error_type: str | None = None
     """`error.type`: the provider's error, a status of 400 or above, `tool_error`, or the code of a
     JSON-RPC error; at the exchange's end also the error type or the outcome of a failure.

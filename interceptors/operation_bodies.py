@@ -199,6 +199,7 @@ def read_mcp_answer(operation: Operation, data: bytes | str) -> None:
         return
     if answer.id is not None and cut_name(str(answer.id)) != operation.jsonrpc_id:
         return  # of another request
+    operation.is_answered = answer.error is not None or answer.result is not None
     if isinstance(answer.error, dict):
         operation.error_type = cut_name(str(answer.error.get("code", "error")))
     elif answer.result is not None and answer.result.is_error is True:

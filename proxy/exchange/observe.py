@@ -32,6 +32,7 @@ __all__ = [
     "record_operation",
 ]
 
+_LEFT = Outcome.CLIENT_DISCONNECTED
 _MOST_COLLECTED_BYTES = 1 << 20
 """A larger body is not collected to find its model: the answer names one, too."""
 
@@ -126,7 +127,8 @@ def record_operation(
         operation.server_address, operation.server_port = server.host, server.port
         operation.provider = provider_of(server.host, operation.dialect)
     if operation.error_type is None:
-        if outcome is not Outcome.COMPLETED:
+        has_all = operation.is_answered or operation.last_token_at is not None
+        if outcome is not Outcome.COMPLETED and not (outcome is _LEFT and has_all):
             operation.error_type = getattr(failure, "kind", None) or outcome.value
         elif operation.status is not None and operation.status >= 400:
             operation.error_type = str(operation.status)

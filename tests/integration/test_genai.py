@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from providers.transcripts import load_cases
 from structlog.testing import capture_logs
-from support.client import fetch
+from support.client import fetch, open_client
 from support.proxy import Proxy, open_proxy
 from support.upstream import Peer, Script, answering, open_upstream
 
@@ -296,3 +297,53 @@ async def test_metrics_have_the_names_of_the_conventions(tmp_path: Path) -> None
         assert counts(page[name], "gen_ai_response_model")["m-1"] == 4 * each, name
     for name in ("mcp_client_operation_duration_seconds", "mcp_server_operation_duration_seconds"):
         assert counts(page[name], "gen_ai_tool_name") == {"add": 1}
+
+
+RESULT = b'event: message\ndata: {"jsonrpc":"2.0","id":7,"result":{"content":[]}}\n\n'
+OTHER = RESULT.replace(b'"id":7', b'"id":8')
+PROGRESS = b'data: {"jsonrpc":"2.0","method":"notifications/progress","params":{"result":1}}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "error"),
+    [
+        ("/mcp", PROGRESS + RESULT, ""),
+        ("/mcp", PROGRESS, "client_disconnected"),
+        ("/mcp", OTHER, "client_disconnected"),
+        ("/openai/v1/chat/completions", STREAM, ""),
+        (
+            "/openai/v1/chat/completions",
+            STREAM[: STREAM.index(b"finish")].rpartition(b"data:")[0],
+            "client_disconnected",
+        ),
+    ],
+)
+async def test_a_client_that_leaves_after_the_answer_is_no_failure(
+    path: str, sent: bytes, error: str, tmp_path: Path
+) -> None:
+    """SDKs leave before the stream has ended: MCP's after the result, OpenAI's after `[DONE]`."""
+
+    async def stays_open(peer: Peer) -> None:
+        await peer.request()
+        await peer.start_stream()
+        await peer.chunk(sent)
+        await peer.wait_closed()
+
+    call = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": "add"}}
+    async with proxy_of(stays_open, tmp_path) as proxy:
+        client = await open_client(proxy.port)
+        headers = [("Content-Type", "application/json"), ("Accept", "text/event-stream")]
+        await client.send("POST", path, headers, json.dumps({**call, "model": "m-1"}).encode())
+        with trio.fail_after(10):
+            await client.read_until(await client.head(), sent)
+        await client.aclose()
+        name = "mcp" if path == "/mcp" else "gen_ai"
+        with trio.fail_after(10):
+            while not (
+                page := counts(
+                    (await page_of(proxy))[f"{name}_client_operation_duration_seconds"],
+                    "error_type",
+                )
+            ):
+                await trio.sleep(0.01)
+    assert page == {error: 1}
