@@ -28,6 +28,9 @@ __all__ = ["Pages"]
 _IN_TOTALS = ("exchanges", "limits", "budgets", "store", "recent", "window", "steps")
 """Keys of a worker's part that `workers` does not repeat."""
 
+_PRIVATE = dict.fromkeys(("client", "path", "call", "request_id"))
+"""What an exchange shows to operators only."""
+
 _SILENT_S = 3.0
 """A worker whose event loop has not run for so long is not asked."""
 
@@ -149,7 +152,7 @@ def _public(part: Part) -> Part:
         **part,
         "exchanges": {
             **exchanges,
-            "oldest": [{**item, "path": None} for item in exchanges["oldest"]],
+            "oldest": [{**item, **_PRIVATE} for item in exchanges["oldest"]],
         },
         "interceptors": [{**item, "use": None} for item in part["interceptors"]],
         "budgets": [],

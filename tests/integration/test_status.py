@@ -226,7 +226,7 @@ async def test_public_pages_show_no_detail(tmp_path: Path) -> None:
         async with running(command, env={"KEY": "the-key-of-the-upstream"}) as process:
             port = port_in((await process.event("started"))[0])
             client = await open_client(port)
-            await client.send("GET", "/open/unseen")
+            await client.send("GET", "/open/unseen", [("X-Request-Id", "the-id-of-another")])
             await client.read_until(await client.head(), b"data: 2\n\n")
             file.write_text(text % "no-url")
             process.signal(signal.SIGHUP)
@@ -239,8 +239,13 @@ async def test_public_pages_show_no_detail(tmp_path: Path) -> None:
             assert shown["reload"].keys() == {"at", "ok"}
             assert shown["workers"][0]["reload"] == shown["reload"] == state["reload"]
             assert (shown["budgets"], shown["configuration"]) == ([], None)
+            (exchange,) = shown["exchanges"]["oldest"]
+            assert {exchange[name] for name in ("client", "path", "call", "request_id")} == {None}
             for page in (status, html, stream.body):
-                for hidden in (b"unseen", b"no-url", b"sees.py", b"the-key", b"endpoints[0]"):
+                for hidden in (
+                    *(b"unseen", b"no-url", b"sees.py", b"the-key", b"endpoints[0]"),
+                    *(b"the-id", b'<td class="text">127.0.0.1</td>'),
+                ):
                     assert hidden not in page, hidden
             await watcher.aclose()
             await client.aclose()
