@@ -57,7 +57,7 @@ class EventHook:
         return self.need is None or not isinstance(event, WireEvent) or event.holds(self.need)
 
     def watch(self, watcher: Watcher | None) -> None:
-        """Report calls to `watcher` from now on; None: to nobody."""
+        """Report calls to `watcher` from now on; None: stop."""
         wrap = watched_async if self.is_async else watched
         self.call = self._on_event if watcher is None else wrap(watcher, self.owner, self._on_event)
 

@@ -68,7 +68,7 @@ def cut_name(text: str) -> str:
 def read_call(request: Request) -> AskedCall | None:
     """What a POST to a model asks for; None for other requests. Needs the body.
 
-    A body that is no JSON object asks for nothing: the upstream decides. JSON is read as lenient
+    A body that is not a JSON object asks for nothing: the upstream decides. JSON is read as lenient
     servers read it: with NaN, lone surrogates, a BOM, or in UTF-16.
     """
     if request.method != "POST" or not readers_for(request.dialect, request.path):

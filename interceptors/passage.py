@@ -6,7 +6,7 @@ an event stream is shown whole. Events and bodies above the limit pass in pieces
 hook needs them.
 
 Sans I/O. `process` is synchronous: it stops at an async hook (`awaiting`), `run_async` awaits that
-hook, and the next `process` continues. This module must not know members, sockets or who sends the
+hook, and the next `process` continues. This module must not know members, sockets or what sends the
 parts.
 """
 

@@ -1,7 +1,7 @@
 """`StreamChain`: the interceptors of one stream, from `on_start` to `on_end`.
 
 `Passage` runs upstream's events through the hooks; this module adds the members' lifecycle and the
-events that they emit. It must not know windows, sockets or who sends the parts.
+events that they emit. It must not know windows, sockets or what sends the parts.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class StreamChain(Passage):
         return self._members.all
 
     def watch(self, watcher: Watcher | None) -> None:
-        """Report events between the hooks to `watcher` from now on; None: to nobody. May be called
+        """Report events between the hooks to `watcher` from now on; None: stop. May be called
         at any time. A call of an async hook that has begun is not reported.
         """
         self._watcher = watcher

@@ -1,4 +1,4 @@
-"""Tasks that interceptors start: who owns one, and how an exchange runs it.
+"""Tasks that interceptors start: the owner of one, and how an exchange runs it.
 
 A task belongs to the interceptor whose hook or task started it, and ends with its exchange.
 """

@@ -1,8 +1,8 @@
 """`Watcher`: what sees the events of one stream between its hooks, and changes nothing.
 
 Tests of interceptors record with one which hooks a run called; the proxy's inspector shows events
-with another. A stream that nobody watches pays one test for each read. This module must not know
-windows, parts or who watches.
+with another. A stream without a watcher costs one test for each read. This module must not know
+windows, parts or what a watcher does.
 """
 
 from __future__ import annotations

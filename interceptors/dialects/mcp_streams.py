@@ -105,7 +105,7 @@ class McpStream(StreamInterceptor):
             raise
         if pending:
             if data and payload is None:
-                raise Abort("the server answered a batch with what is no JSON")
+                raise Abort("the server answered a batch with something that is not JSON")
             rest = payload.encode_each() if payload is not None else []
             whole = b",".join([*rest, *map(encode_json, pending)])
             return event.replace((b"[" + whole + b"]").decode())

@@ -96,7 +96,7 @@ def spellings(uri: str) -> Spellings:
 
 
 def _split(uri: str) -> tuple[str, str, str] | None:
-    """Scheme, hierarchical part, and query with fragment; None if it is no URI."""
+    """Scheme, hierarchical part, and query with fragment; None if it is not a URI."""
     found = _QUERY.search(uri)
     at = len(uri) if found is None else found.start()
     scheme, colon, rest = uri[:at].partition(":")

@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
@@ -28,6 +27,7 @@ from ..server.notify import Reports, find_notifier
 from ..server.reload import check_reload
 from ..server.serve import START_FAILED, Serving, hold_signals, run_server, time_to_end_s
 from ..server.supervisor import run_workers
+from ..version import installed_version
 from ..worker.log_level import CurrentLevel
 from ..worker.logs import configure_logging
 from ..worker.secret import log_random_secret, new_random_secret
@@ -105,7 +105,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="weirpool",
         description="A streaming reverse proxy for Server-Sent Events, programmable in Python.",
     )
-    parser.add_argument("--version", action="version", version=f"weirpool {_version()}")
+    version = installed_version() or "(not installed)"
+    parser.add_argument("--version", action="version", version=f"weirpool {version}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, text, add_options, run in _COMMANDS:
         command = commands.add_parser(name, help=text)
@@ -310,10 +311,3 @@ _COMMANDS = (
     ("bench", "measure this proxy on this machine", add_bench, _bench),
 )
 """Name, help, options, and what runs it."""
-
-
-def _version() -> str:
-    try:
-        return version("weirpool")
-    except PackageNotFoundError:
-        return "(not installed)"

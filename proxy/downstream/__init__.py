@@ -1,4 +1,4 @@
-"""The client's side: what the exchange needs of a server (`port`), and who implements it.
+"""The client's side: what the exchange needs of a server (`port`), and what implements it.
 
 - `http1`, with `http1_stream`: HTTP/1.1, and `http2`: HTTP/2, both over a `transport`, which is a
   socket with or without TLS;

@@ -9,8 +9,8 @@ exchange within the turn, whatever the task waits for. Invariants:
 - one response at a time, in the order of the requests;
 - a response that is not whole ends with a reset, and a connection whose request was not read to its
   end is closed, never used again for bytes that could be a part of it;
-- an end of file after a request that says that it is the last (`Connection: close`, HTTP/1.0) is no
-  disconnect (RFC 9112, section 9.6); after any other request it is.
+- an end of file after a request that says that it is the last (`Connection: close`, HTTP/1.0) is not
+  a disconnect (RFC 9112, section 9.6); after any other request it is.
 
 It knows no route, no exchange and no server.
 """

@@ -73,7 +73,7 @@ class Progress(msgspec.Struct, eq=False):
     """The interceptors of the response. The exchange closes it."""
     relay: Relay | None = None
     tap: Tap | None = None
-    """Shows the exchange to those who watch."""
+    """Copies the events for the views that watch this exchange; None without one."""
     first_body_at: float | None = None
     """Trio's time of the first body bytes, of a body that no relay moved."""
     answered_by: str | None = None

@@ -366,11 +366,11 @@ class Exchange:
 
     @property
     def tap(self) -> Tap | None:
-        """Shows the exchange to those who watch."""
+        """Copies the events for the views that watch this exchange; None without one."""
         return self._progress.tap
 
     def watch(self, tap: Tap | None) -> None:
-        """Show the exchange to `tap` from now on; None: to nobody."""
+        """Show the exchange to `tap` from now on; None: stop."""
         response = self._response
         watch(self._progress, tap, response.status, is_plain=response.may_add)
 

@@ -51,7 +51,7 @@ def interceptor_of(ending: Ending, progress: Progress) -> str | None:
 
 def error_type_of(ending: Ending, status: int | None, progress: Progress) -> str | None:
     """The error type of an exchange, as its client gets it, or else its outcome. None if the client
-    has a complete response, or an answer of an interceptor that is no error.
+    has a complete response, or an answer of an interceptor that is not an error.
     """
     outcome, failure = ending.outcome, ending.failure
     assert outcome is not None

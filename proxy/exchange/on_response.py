@@ -170,7 +170,7 @@ def _passed(ctx: ExchangeContext, received: ReceivedHead, headers: HeaderList) -
 
 def _whole_body(ctx: ExchangeContext, body: UpstreamBody, kind: BodyKind) -> bytes | None:
     """The body of a response that has come with its head; None for events that a relay must see,
-    because the route resumes streams, or somebody watches or reads them.
+    because the route resumes streams, or they are watched or observed.
     """
     progress = ctx.progress
     if kind == "events" and (

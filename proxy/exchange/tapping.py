@@ -27,7 +27,7 @@ AT_END = (
 
 
 def watch(progress: Progress, tap: Tap | None, status: int | None, *, is_plain: bool) -> None:
-    """Show the rest of the exchange to `tap`; None: to nobody. `status`: of the head that was sent.
+    """Show the rest of the exchange to `tap`; None: stop. `status`: of the head that was sent.
     `is_plain`: its body is an event stream that can be framed.
     """
     progress.tap = tap

@@ -206,7 +206,7 @@ def _error_of(
 ) -> tuple[str | None, str | None]:
     """`error.type` and the status' text; None and None for success.
 
-    A client that leaves is no error of the call. A response of 4xx is one: HTTP conventions,
+    A client that leaves is not an error of the call. A response of 4xx is one: HTTP conventions,
     "Status", for clients.
     """
     ending, status = ended.ending, ended.status

@@ -60,7 +60,7 @@ class RequestHead(msgspec.Struct, frozen=True):
     fault: RequestRefused | None = None
     """Why the head cannot be read."""
     unchecked: bool = False
-    """A server that is not the proxy's own has read it: its fields may be no acceptable HTTP."""
+    """Another server has read it: its fields may break the grammar of HTTP."""
 
 
 class RequestReader:

@@ -1,8 +1,8 @@
 """One epoll for the sockets of a worker, clients' and upstreams'.
 
-`hub` waits and decides who runs next; `stream` says what it pumps and calls, `waits` how a task waits
-in it, with timeouts; `loop` holds what it knows of Trio's internals. It knows no protocol, no relay
-and no exchange.
+`hub` waits and decides what runs next; `stream` defines what it pumps and calls, `waits` how a task
+waits in it, with timeouts; `loop` contains what depends on Trio's internals. It knows no protocol,
+no relay and no exchange.
 """
 
 from __future__ import annotations

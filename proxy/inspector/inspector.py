@@ -1,6 +1,6 @@
 """`Inspector`: joins the views of a worker with its exchanges.
 
-It exists with `admin.inspect`. While it has no view, an exchange pays one test when it begins.
+It exists with `admin.inspect`. Without a view it costs an exchange one test.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Inspected(Protocol):
         ...
 
     def watch(self, tap: Tap | None) -> None:
-        """Show events to the tap from now on, and the head, if there is one; None: to nobody."""
+        """Show events to the tap from now on, and the head, if there is one. None: stop."""
         ...
 
     def describe(self) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class Tap(Watcher):
             feed.put_head(self._head)
 
     def remove(self, feed: Feed) -> None:
-        """Give nothing to a feed any more. Safe to call again."""
+        """Stop giving records to a feed. Safe to call again."""
         if feed in self._feeds:
             self._feeds.remove(feed)
             if not self._feeds:
@@ -209,7 +209,7 @@ class Tap(Watcher):
             self._show(large, self._cut + count)
 
     def _copy_body(self, buffer: bytearray | bytes, first: int, last: int) -> None:
-        """Copy bytes that pass of a body that is no event stream. It is shown at its end."""
+        """Copy passing bytes of a body that is not an event stream. It is shown at its end."""
         room = min(last - first, MAX_TEXT_BYTES - len(self._carry))
         self._carry += memoryview(buffer)[first : first + room]
         self._cut += last - first - room
@@ -222,7 +222,7 @@ class Tap(Watcher):
             self.show_body(body)
 
     def show_body(self, body: bytes) -> None:
-        """Show a whole body that is no event stream."""
+        """Show a whole body that is not an event stream."""
         self._is_body = True
         self._show(body)
 
@@ -272,7 +272,7 @@ class Tap(Watcher):
             feed.put_head(self._head)
 
     def end(self, end: dict[str, Any]) -> None:
-        """Show the end, and give nothing any more."""
+        """Show the end; nothing follows."""
         try:
             if self._framer is None and self._carry:
                 self._is_body = True

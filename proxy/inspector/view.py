@@ -147,7 +147,7 @@ class ViewFeed:
         tap.add(self)
 
     def close(self) -> None:
-        """Watch it no longer. Safe to call again."""
+        """Stop watching it. Safe to call again."""
         self._tap.remove(self)
         self._view.feeds.discard(self)
         if self._state is _State.UNDECIDED:

@@ -128,7 +128,7 @@ class Relay(ABC):
         self._observe = observe
 
     def copy_to(self, copy: Copy | None) -> None:
-        """Give `copy` what passes unseen by hooks, from now on; None: nobody. It must not raise."""
+        """Give `copy` the bytes that no hook sees, from now on; None: stop. It must not raise."""
         self._copy = copy
 
     def continue_with(self, body: UpstreamBody) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
-from hmac import compare_digest
 from typing import Any, NamedTuple
 
 import msgspec
@@ -27,6 +26,7 @@ from ..http.headers import refuse_two_lengths
 from .dashboard import add_dashboard
 from .listen import bind_socket, hypercorn_config
 from .pages import Pages
+from .responses import FRESH, event_stream, plain_text, refuse_without
 from .watching import MOST_WATCHERS
 
 __all__ = [
@@ -36,14 +36,11 @@ __all__ = [
     "bind_admin",
     "own_page",
     "page_paths",
-    "refuse_without",
     "serve_admin",
 ]
 
 _PROBES = (b"/healthz", b"/readyz")
-_TEXT = "text/plain; charset=utf-8"
 ADMIN_SEND_S = 10.0
-_FRESH = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -145,7 +142,10 @@ async def serve_admin(
 
 
 async def _answer(send: Any, status: int, body: bytes, *, close: bool = False) -> None:
-    headers = [(b"content-type", _TEXT.encode()), (b"content-length", b"%d" % len(body))]
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", b"%d" % len(body)),
+    ]
     if close:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -159,36 +159,19 @@ async def _no_lifespan(receive: Any, send: Any) -> None:
         await send({"type": f"lifespan.{step}.complete"})
 
 
-def refuse_without(token: str | None) -> Response | None:
-    """The answer to the current request if it lacks the bearer token (RFC 6750, section 2.1); None
-    if it may be served, or `token` is None.
-    """
-    if token is None:
-        return None
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and compare_digest(given.strip().encode(), token.encode()):
-        return None
-    return Response(
-        "this page requires the token of admin.token: send it as Authorization: Bearer TOKEN\n",
-        status=401,
-        content_type=_TEXT,
-        headers={"www-authenticate": 'Bearer realm="weirpool"'},
-    )
-
-
 def add_pages(app: QuartTrio, pages: Pages, admin: Admin) -> None:
     """Add the pages to the Quart app."""
     prefix = admin.prefix
 
     @app.get(f"{prefix}/healthz")
     async def healthz() -> Response:
-        return Response(pages.health(), content_type=_TEXT)
+        return plain_text(pages.health())
 
     @app.get(f"{prefix}/readyz")
     async def readyz() -> Response:
         if pages.ready():
-            return Response("ready\n", content_type=_TEXT)
-        return Response("not ready\n", status=503, content_type=_TEXT)
+            return plain_text("ready")
+        return plain_text("not ready", 503)
 
     @app.get(f"{prefix}/metrics")
     async def metrics() -> Response:
@@ -204,7 +187,7 @@ def add_pages(app: QuartTrio, pages: Pages, admin: Admin) -> None:
             return refused
         state = {**await pages.status(), "configuration": pages.configuration()}
         text = msgspec.json.encode(state)
-        return Response(text, content_type="application/json", headers=_FRESH)
+        return Response(text, content_type="application/json", headers=FRESH)
 
     add_dashboard(
         app,
@@ -220,11 +203,5 @@ def add_pages(app: QuartTrio, pages: Pages, admin: Admin) -> None:
         refused = refuse_without(admin.token)
         if refused is not None:
             return refused
-        if pages.stream.full:
-            text = f"{MOST_WATCHERS} clients watch already: try again later\n"
-            headers = {"retry-after": "5"}
-            return Response(text, status=503, content_type=_TEXT, headers=headers)
-        events = b"" if request.method == "HEAD" else pages.stream.events()
-        response = Response(events, content_type="text/event-stream", headers=_FRESH)
-        response.timeout = None
-        return response
+        stream = pages.stream
+        return event_stream(stream.events, full=stream.full, most=MOST_WATCHERS)

@@ -15,14 +15,12 @@ from werkzeug.datastructures import MultiDict
 
 from ..config import Admin
 from ..inspector import Wanted
-from .admin import refuse_without
 from .dashboard.routes import add_asset
 from .inspecting import MOST_CLIENTS, Inspecting
+from .responses import event_stream, plain_text, refuse_without
 
 __all__ = ["add_inspector"]
 
-_TEXT = "text/plain; charset=utf-8"
-_FRESH = {"cache-control": "no-store", "x-accel-buffering": "no"}
 _FOLDER = Path(__file__).parent / "inspector_assets"
 _ASSETS = {
     "/inspect": ("inspect.html", "text/html; charset=utf-8"),
@@ -45,14 +43,10 @@ def add_inspector(app: QuartTrio, inspecting: Inspecting, admin: Admin) -> None:
         try:
             wanted = _read(request.args)
         except ValueError as error:
-            return Response(f"{error}\n", status=400, content_type=_TEXT)
-        if inspecting.full:
-            text = f"{MOST_CLIENTS} clients watch already: try again later\n"
-            return Response(text, status=503, content_type=_TEXT, headers={"retry-after": "5"})
-        messages = b"" if request.method == "HEAD" else inspecting.events(wanted)
-        response = Response(messages, content_type="text/event-stream", headers=_FRESH)
-        response.timeout = None
-        return response
+            return plain_text(str(error), 400)
+        return event_stream(
+            lambda: inspecting.events(wanted), full=inspecting.full, most=MOST_CLIENTS
+        )
 
 
 def _read(query: MultiDict[str, str]) -> Wanted:

@@ -11,11 +11,9 @@ from quart_trio import QuartTrio
 
 from ..config import Admin
 from ..worker.log_level import LEVELS, CurrentLevel
-from .admin import refuse_without
+from .responses import plain_text, refuse_without
 
 __all__ = ["add_level_page"]
-
-_TEXT = "text/plain; charset=utf-8"
 
 
 def add_level_page(app: QuartTrio, level: CurrentLevel, admin: Admin) -> None:
@@ -27,19 +25,15 @@ def add_level_page(app: QuartTrio, level: CurrentLevel, admin: Admin) -> None:
             return refused
         if request.method == "POST":
             if admin.token is None and admin.port is None:
-                return _no(403, "set admin.port or admin.token to change the level")
+                return plain_text("set admin.port or admin.token to change the level", 403)
             origin = request.headers.get("origin")
             if origin is not None and origin.partition("://")[2] != request.host:
-                return _no(403, "a page of another origin cannot change the level")
+                return plain_text("a page of another origin cannot change the level", 403)
             wanted = request.args.get("level") or (await request.form).get("level")
             chosen = [name for name in LEVELS if name == wanted]
             if not chosen:
-                return _no(400, f"send level=LEVEL, one of {', '.join(LEVELS)}")
+                return plain_text(f"send level=LEVEL, one of {', '.join(LEVELS)}", 400)
             level.change(chosen[0])
         return {"level": level.name, "configured": level.configured}
 
     app.add_url_rule(f"{admin.prefix}/log-level", "log_level", page, methods=["GET", "POST"])
-
-
-def _no(status: int, text: str) -> Response:
-    return Response(f"{text}\n", status=status, content_type=_TEXT)

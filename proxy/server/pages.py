@@ -14,12 +14,13 @@ import msgspec
 import trio
 
 from ..config import Config, in_force, shown
+from ..version import installed_version
 from ..worker.counters import State
 from ..worker.families import Family, Sample, decode, encode, labelled, merge_each, render
 from ..worker.metrics import families_in
 from ..worker.worker import Worker
 from .inspecting import Inspecting
-from .status import read_version, routes_in, status_of
+from .status import routes_in, status_of
 from .totals import Part, add_up, decode_part
 from .watching import StatusStream
 
@@ -46,7 +47,7 @@ class Pages:
         }
         self._metrics = _Asking(worker, "metrics", decode)
         self._status = _Asking(worker, "status", decode_part)
-        self._version = read_version()
+        self._version = installed_version() or "(not installed)"
         self._started_with = worker.config
         self._shown: tuple[Config, dict[str, Any]] | None = None
         admin = worker.config.admin
@@ -76,7 +77,7 @@ class Pages:
         """`ok`, and a line for each worker that cannot be asked."""
         problems = _problems(self._worker)
         lines = [f"worker {index}: {problem}" for index, problem in problems.items()]
-        return "\n".join(["ok", *lines, ""])
+        return "\n".join(["ok", *lines])
 
     async def metrics(self, accept: str, *, by_worker: bool) -> tuple[bytes, str]:
         """The metrics in the text format that an `Accept` header asks for, and its content type.

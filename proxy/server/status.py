@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import msgspec
@@ -24,7 +23,7 @@ from ..worker.live import describe_live
 from ..worker.tally import ACTIONS, DIRECTIONS, REFUSALS, RouteTally
 from ..worker.worker import Worker
 
-__all__ = ["read_version", "routes_in", "status_of"]
+__all__ = ["routes_in", "status_of"]
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -84,16 +83,8 @@ def routes_in(memory: CounterMemory) -> list[dict[str, Any]]:
     return [_route(name, RouteTally(memory, name)) for name in memory.routes()]
 
 
-def read_version() -> str:
-    """The installed version."""
-    try:
-        return version("weirpool")
-    except PackageNotFoundError:
-        return "(not installed)"
-
-
 def _memory() -> int | None:
-    """Resident bytes; None where the system does not say."""
+    """Resident bytes; None if the system does not report them."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * _PAGE_BYTES

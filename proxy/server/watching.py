@@ -1,6 +1,6 @@
 """`/status/stream`: the state once a second, as server-sent events, computed once for all clients.
 
-Nothing is computed while nobody watches. A client that reads slowly gets the newest state next and
+Nothing is computed without a client. A client that reads slowly gets the newest state next and
 misses those before. It does not know what the state is.
 """
 
@@ -20,7 +20,7 @@ _RETRY = b"retry: 1000\n\n"
 
 
 class StatusStream:
-    """The newest state of one worker's view, and those who wait for the next."""
+    """The newest state, and the clients that wait for the next one."""
 
     def __init__(self, compute: Callable[[], Awaitable[bytes]], over: Callable[[], bool]) -> None:
         """`compute`: returns the JSON, on one line. `over`: whether streams must end."""
@@ -40,7 +40,7 @@ class StatusStream:
         return self._watchers >= MOST_WATCHERS
 
     async def run(self) -> None:
-        """Compute while somebody watches, until cancelled."""
+        """Compute while a client watches, until cancelled."""
         while True:
             await self._wanted.wait()
             deadline = trio.current_time() + _INTERVAL_S

@@ -34,8 +34,8 @@ def context_in_message(body: bytes | bytearray | memoryview) -> TraceContext | N
 
 
 def message_with_context(body: bytes, span: ExchangeSpan) -> bytes | None:
-    """A message with the span's context in place of the client's; None for what is no request and
-    no notification. Never raises.
+    """A message with the span's context in place of the client's; None if it is neither a request
+    nor a notification. Never raises.
     """
     try:
         message = _members.decode(body)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import entry_points
 from typing import Any
 
 import structlog
@@ -24,6 +24,7 @@ from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, Tra
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
+from ..version import installed_version
 from .context import TraceContext
 from .settings import TracingUnavailable
 from .span import ExchangeSpan, FinishedSpan
@@ -37,7 +38,7 @@ _PACKAGES = {
 }
 _REPORT_S = 10.0
 _QUOTES_CREDENTIALS = "opentelemetry.util.re"
-"""A logger whose arguments are the values of `OTEL_EXPORTER_OTLP_HEADERS`."""
+"""A logger that is given the values of `OTEL_EXPORTER_OTLP_HEADERS`."""
 _QUOTES_CLIENTS = "opentelemetry.trace.span"
 """A logger that quotes members of a client's `tracestate` that the SDK does not accept."""
 _NO_CONTEXT = Context()
@@ -62,7 +63,7 @@ class OtelSdk:
         self._sampler = provider.sampler
         self._follows_parent = isinstance(self._sampler, ParentBased)
         self._bound = _bound_of(self._sampler)
-        self._scope = InstrumentationScope("weirpool", _version())
+        self._scope = InstrumentationScope("weirpool", installed_version())
 
     def samples(self, trace_id: str, parent: TraceContext | None) -> bool:
         """Whether a trace is exported.
@@ -165,16 +166,9 @@ def _resource() -> Resource:
     ours: dict[str, str] = {}
     if str(resource.attributes.get(SERVICE_NAME, "unknown_service")).startswith("unknown_service"):
         ours[SERVICE_NAME] = "weirpool"
-    if SERVICE_VERSION not in resource.attributes and _version():
-        ours[SERVICE_VERSION] = _version()
+    if SERVICE_VERSION not in resource.attributes and (version := installed_version()):
+        ours[SERVICE_VERSION] = version
     return resource.merge(Resource(ours))
-
-
-def _version() -> str:
-    try:
-        return version("weirpool")
-    except PackageNotFoundError:
-        return ""
 
 
 class _Reports(logging.Handler):

@@ -1,6 +1,6 @@
-"""The span of an exchange while it runs: its ids, its parent, what happened meanwhile.
+"""The span of an exchange while it runs: its ids, its parent, and its events.
 
-What the exchange was is added once, at its end, and only if the span is exported. It knows no
+Its name and attributes are added once, at its end, and only if the span is exported. It knows no
 OpenTelemetry.
 """
 

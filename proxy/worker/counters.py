@@ -161,7 +161,7 @@ class CounterMemory:
 
     @property
     def died(self) -> int:
-        """Processes that have ended although nobody stopped them."""
+        """Processes that ended without being stopped."""
         return int(self.cells[_DIED])
 
     def count_death(self) -> None:

@@ -66,7 +66,7 @@ class Counts(msgspec.Struct, array_like=True):
     bytes: int = 0
     """Body bytes to clients."""
     times: dict[str, list[int]] = {}
-    """Values by bucket, of each name in `TIMES`; a time that nobody has measured is not there."""
+    """Values by bucket, of each name in `TIMES`; a time without values is absent."""
 
     def __sub__(self, other: Counts) -> Counts:
         return Counts(
@@ -185,7 +185,7 @@ class History:
             for old, new in zip(self._used, used, strict=True)
         ]
         streams = sum(len(tally.live) for tally in self._routes.values())
-        # A busy worker can miss steps: they have nothing happen in them.
+        # A busy worker can miss steps: nothing is counted in them.
         for skipped in range(max(number - LENGTH, self._number + 1), number):
             idle = [PoolStep(item.in_use, item.idle) for item in pools]
             self.steps.append(Step(skipped, streams, Counts(), idle))

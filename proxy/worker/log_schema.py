@@ -65,7 +65,7 @@ _FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "message": (_or_null(_TEXT), "text for people"),
     "method": (_TEXT, "method of the request; empty if its head could not be read"),
     "model": (_TEXT, "model, or -"),
-    "name": (_TEXT, "who is limited: a key, a team, a route, a model"),
+    "name": (_TEXT, "what is limited: a key, a team, a route, a model"),
     "needs_restart": (_TEXTS, "paths of changed settings that need a new process"),
     "object": (_TEXT, "object whose finaliser failed"),
     "ok": (_YES_NO, "whether the new configuration applies"),
@@ -104,7 +104,7 @@ _FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "upstreams": (_TEXTS, "names of all upstreams"),
     "used": (_NUMBER, "what was used of the limit"),
     "user_agent": (_or_null(_TEXT), "the client's User-Agent"),
-    "writer": ({"enum": ["direct", "asgi"]}, "who serves clients' connections"),
+    "writer": ({"enum": ["direct", "asgi"]}, "what serves clients' connections"),
 }
 """The type and the meaning of each field."""
 

@@ -2,7 +2,7 @@
 
 `configure_logging` sets format and level of the process, `set_level` changes the level. All lines
 leave through one `LogWriter`. A line that is logged while an exchange is served has that exchange's
-`request_id`, `client` and `path`, whoever logs it (`EXCHANGE`). Nothing here raises into the code
+`request_id`, `client` and `path`, from any module (`EXCHANGE`). Nothing here raises into the code
 that logs. `stderr` adds the process's other output.
 """
 

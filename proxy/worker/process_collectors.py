@@ -129,7 +129,7 @@ class DeathCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         died = CounterMetricFamily(
             "weirpool_workers_died",
-            "Worker processes that ended although nobody stopped them.",
+            "Worker processes that ended without being stopped.",
             value=self._memory.died,
         )
         return [died]

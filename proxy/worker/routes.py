@@ -111,7 +111,7 @@ class Route:
     bases: tuple[bytes, ...]
     """The endpoints' own paths, if any."""
     observer: Owner | None
-    """With `telemetry.genai`, whom its observers are counted for."""
+    """With `telemetry.genai`: counts the time and the unread parts of its observers."""
 
     def matches(self, path: str) -> bool:
         """Whether a normal path lies under the prefix: /v1 covers /v1 and /v1/x, but not /v10 or

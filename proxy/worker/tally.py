@@ -75,7 +75,7 @@ class RouteTally:
         self.durations = CellHistogram(self._cells, self._at + _DURATION, DURATION_BOUNDS)
         """Seconds from the request's head to the end of the exchange."""
         self.gaps = CellHistogram(self._cells, self._at + _GAPS, GAP_BOUNDS)
-        """Seconds between two events, of streams whose events are framed."""
+        """Seconds between two events, of streams that are framed."""
         self.live: set[LiveExchange] = set()
         self.admitted = 0
         """How many live exchanges are forwarded rather than refused."""

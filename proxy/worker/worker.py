@@ -116,7 +116,7 @@ class Worker:
         """Further fields of the `started` line."""
         self.live: set[LiveExchange] = set()
         self.inspector = Inspector(index, lambda: self.live) if config.admin.inspect else None
-        """Shows live streams to those who watch."""
+        """Shows live streams to clients of `/inspect/stream`; None: `admin.inspect` is off."""
         self.client_streams: dict[tuple[str, str], int] = {}
         """Streams of each limited client, by `client_place`."""
         self.bodies = BodyBudget()

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 MAY_IMPORT = {"pools": set(), "interceptors": {"pools"}, "proxy": {"interceptors", "pools"}}
 MODULES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
 LAYERS = [
-    {"errors", "keepalive"},
+    {"errors", "keepalive", "version"},
     {"http", "hub"},
     {"upstream", "downstream", "store", "telemetry"},
     {"config"},
