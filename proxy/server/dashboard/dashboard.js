@@ -319,12 +319,16 @@ function askForToken() {
     set(byId("token-problem"), token() ? "This is not the token." : "");
     sessionStorage.removeItem(TOKEN);
     field.focus();
-    return new Promise(resolve => form.addEventListener("submit", event => {
-        event.preventDefault();
-        sessionStorage.setItem(TOKEN, field.value);
-        field.value = "";
-        resolve();
-    }, {once: true}));
+    return new Promise(resolve => {
+        form.onsubmit = event => {
+            event.preventDefault();
+            const given = field.value.trim();
+            field.value = "";
+            if (!/^[!-~]+$/.test(given)) { set(byId("token-problem"), "This is not the token."); return; } // fetch cannot send it
+            sessionStorage.setItem(TOKEN, given);
+            resolve();
+        };
+    });
 }
 
 function lost() {
