@@ -87,6 +87,13 @@ class Link:
         if self._connection is not None:
             self._connection.send(*command)
 
+    def post(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> None:
+        """Run a script that the server knows before any later call, if the link is up. Its answer is
+        not read.
+        """
+        if self._connection is not None:
+            self._connection.ask(b"EVALSHA", script.sha, len(keys), *keys, *args)
+
     async def _ask(self, *forms: tuple[Any, ...]) -> Any:
         """Send a command; if the server does not know its script, the next form of it."""
         connection, began = self._connection, self._answers

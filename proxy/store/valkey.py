@@ -73,6 +73,7 @@ class ValkeyEngine:
         self._subscribers = Subscribers()
         self._unsettled: dict[str, tuple[Reservation, int]] = {}
         self._settling = trio.Event()
+        self._restored: dict[str, float] = {}  # while the link goes up: when each bucket is full
         # Not settled on the server, as far as this worker knows.
         self._held: Aging[Reservation] = Aging()
         self._seen: Aging[tuple[int, int, int]] = Aging()  # number, length in ms, use
@@ -323,7 +324,12 @@ class ValkeyEngine:
         return seconds + microseconds / 1e6
 
     def _resume(self) -> None:
-        """Subscribe again, wake every subscriber, and settle what is left."""
+        """Give back what was taken while the link went up, subscribe again, wake every subscriber,
+        and settle what is left.
+        """
+        for call in restore_buckets(self._buckets_left()):
+            self.link.post(*call)
+        self._restored.clear()
         for channel in self._subscribers.channels:
             self.link.send(b"SUBSCRIBE", channel)
             self._subscribers.send(channel, b"")
@@ -339,14 +345,8 @@ class ValkeyEngine:
     def _first_calls(self) -> Iterator[Call]:
         """The probe, then what the server may have lost, or not seen since it was away."""
         yield self._probe
-        # Less the time that a call may take: never more than the server's own state.
-        began = trio.current_time() + self.link.timeout_s
-        buckets = [
-            (f"{self._prefix}b:{table}:{key}", min((full_at - began) * 1e6, _MOST_US))
-            for table, key, full_at in self._local.all_buckets()
-            if full_at > began
-        ]
-        yield from restore_buckets(buckets)
+        self._restored.clear()
+        yield from restore_buckets(self._buckets_left())
         now = self._local.clock()
         windows = [
             (f"{self._prefix}w:{key}", seen)
@@ -357,6 +357,17 @@ class ValkeyEngine:
         held = [item for key in list(self._held) if (item := self._held.get(key, now)) is not None]
         owner_key = self._owner_keys()[1]
         yield restore_reserved(self._owner, owner_key, f"{self._prefix}w:", held)
+
+    def _buckets_left(self) -> list[tuple[str, float]]:
+        """The buckets that were not restored yet as they are now, as `restore_buckets` takes them."""
+        # Less the time that a call may take: never more than the server's own state.
+        began, restored, left = trio.current_time() + self.link.timeout_s, self._restored, []
+        for table, key, full_at in self._local.all_buckets():
+            name = f"{self._prefix}b:{table}:{key}"
+            if full_at > began and restored.get(name) != full_at:
+                restored[name] = full_at
+                left.append((name, min((full_at - began) * 1e6, _MOST_US)))
+        return left
 
     def _owner_keys(self) -> tuple[str, str]:
         return f"{self._prefix}o", f"{self._prefix}r:{self._owner}"

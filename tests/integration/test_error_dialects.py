@@ -59,7 +59,7 @@ async def serving(script: Script, dialect: str, **settings: str) -> AsyncIterato
     route = f"dialect: {dialect}" + settings.pop("route", "")
     async with open_upstream(script) as upstream:
         async with open_proxy(config_for(upstream.url, route=route, **settings)) as proxy:
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 yield proxy
 
 
@@ -144,7 +144,7 @@ async def limited_client(url: str) -> AsyncIterator[Client]:
     limit = LIMIT.replace("burst: 1", "burst: 10")
     config = config_for(url, route="dialect: mcp", interceptors=limit, names="limit")
     async with open_proxy(config) as proxy:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with Client(proxy.url + "/mcp", mode="legacy") as client:
                 yield client
 

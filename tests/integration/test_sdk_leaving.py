@@ -41,7 +41,7 @@ async def test_leaving_closes_the_upstream_connection(
 
         async def leave_through(url: str) -> None:
             waits, left = upstream.waits, len(upstream.left_at)
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 await leave(leaving, provider, url, lambda: upstream.waits > waits)
             with trio.fail_after(5):
                 while len(upstream.left_at) == left:

@@ -220,6 +220,29 @@ async def test_a_fault_of_the_server_fails_no_request_and_counting_goes_on(
         nursery.cancel_scope.cancel()
 
 
+async def test_what_is_taken_while_the_link_goes_up_is_counted() -> None:
+    """The link goes up in several round trips. Requests in between count, too."""
+    server = StoreServer()
+    relay = Relay(server)
+    async with server.running(), trio.open_nursery() as nursery:
+        await nursery.start(relay.run)
+        url = f"{{url: 'redis://127.0.0.1:{relay.port}'}}"
+        async with limited(url, burst=1000) as proxy:
+            with capture_logs():
+                expected = [*range(999, 996, -1)]
+                assert [await left(proxy) for _ in expected] == expected
+                relay.delay_s = 0.1  # of each round trip
+                server.stop()
+                await _start(server, relay)
+                is_up, after = False, 0
+                while after < 3:
+                    expected.append(expected[-1] - 1)
+                    assert await left(proxy) == expected[-1]
+                    after += is_up
+                    is_up = bool((await metrics(proxy))["weirpool_store_up"])
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize(
     ("policy", "own", "expected"),
     [
