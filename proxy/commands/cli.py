@@ -167,6 +167,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         reload,
         group.memories,
         level,
+        lambda: time_to_end_s(config),
         store,
         reports,
     )

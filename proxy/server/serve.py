@@ -47,6 +47,7 @@ __all__ = [
     "FIRST_REQUEST_S",
     "HELD",
     "LAST_WORDS_S",
+    "SAME_SIGNAL_S",
     "START_FAILED",
     "Serving",
     "bind_sockets",
@@ -70,7 +71,7 @@ START_FAILED = 3
 HELD = (signal.SIGHUP, signal.SIGUSR1)
 """Signals that must not end a process before it handles them."""
 _ENDING = (signal.SIGTERM, signal.SIGINT)
-_SAME_SIGNAL_S = 1.0
+SAME_SIGNAL_S = 1.0
 _POLL_S = 0.01
 _PASSES = 20
 """Passes of Trio's loop that its tasks need to react: about four, and a reserve."""
@@ -282,7 +283,7 @@ async def _watch_signals(
                 elif not shutdown.is_set():
                     first_at = trio.current_time()
                     shutdown.set()
-                elif trio.current_time() > first_at + _SAME_SIGNAL_S:
+                elif trio.current_time() > first_at + SAME_SIGNAL_S:
                     # The same signal can arrive twice at once: from the supervisor, and from a
                     # sender that signals the whole group.
                     flush_log()

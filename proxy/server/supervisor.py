@@ -7,6 +7,7 @@ holds, so that no worker outlives it. A replacement takes over the index of its 
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -22,11 +23,13 @@ from ..worker.log_level import CurrentLevel
 from ..worker.logs import flush_log
 from .local_store import LocalStore
 from .notify import Reports
-from .serve import HELD, START_FAILED
+from .serve import HELD, SAME_SIGNAL_S, START_FAILED
 
 __all__ = ["run_workers"]
 
 _LEAST_LIFE_S = 1.0
+_KILL_AFTER_S = 2.0
+"""After the time in which a worker ends, or after a second signal."""
 _STORE = -1  # in the place of a worker's index
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _HANDLED = (*_ENDING, *HELD, signal.SIGCHLD)
@@ -37,6 +40,7 @@ def run_workers(
     reload: Callable[[], bool],
     memories: Sequence[CounterMemory],
     level: CurrentLevel,
+    stop_s: Callable[[], float],
     store: LocalStore | None = None,
     reports: Reports | None = None,
 ) -> int:
@@ -48,9 +52,10 @@ def run_workers(
     second for each index. If one of the first workers cannot start to serve (`START_FAILED`), all
     end, and that status is returned. `store`: a server that starts before them, is replaced in the
     same way, and ends after them. `reports`: to the service manager. `level`: of the log, which
-    SIGUSR1 switches for all.
+    SIGUSR1 switches for all. `stop_s()`: the time in which a worker ends after the signal; one whose
+    event loop is blocked does not, and is killed. The status is then 1.
     """
-    return _Supervisor(run, reload, memories, level, store, reports).run()
+    return _Supervisor(run, reload, memories, level, stop_s, store, reports).run()
 
 
 class _Supervisor:
@@ -60,6 +65,7 @@ class _Supervisor:
         reload: Callable[[], bool],
         memories: Sequence[CounterMemory],
         level: CurrentLevel,
+        stop_s: Callable[[], float],
         store: LocalStore | None,
         reports: Reports | None,
     ) -> None:
@@ -74,6 +80,8 @@ class _Supervisor:
         self._due: dict[int, float] = {}  # index -> time of its replacement
         self._replaced: set[int] = set()
         self._stopping = False
+        self._stop_s = stop_s
+        self._stopped_at = self._kill_at = math.inf
         self._worst = 0
         self._read_end, self._write_end = os.pipe()
         self._signals, self._signalled = os.pipe()
@@ -101,14 +109,19 @@ class _Supervisor:
             self._wait()
             if self._reports is not None:
                 self._reports.step()
+            if time.monotonic() >= self._kill_at:
+                self._kill()
             for index in [index for index, at in self._due.items() if at <= time.monotonic()]:
                 del self._due[index]
                 self._start(index)
         return self._worst
 
     def _wait(self) -> None:
-        """Wait for a signal, or for the time of a replacement or a report, and act on a signal."""
-        waits_s = [max(0.0, at - time.monotonic()) for at in self._due.values()]
+        """Wait for a signal, or for the time of a replacement, a report or a kill, and act on a
+        signal.
+        """
+        times = [*self._due.values(), *([self._kill_at] if self._kill_at < math.inf else [])]
+        waits_s = [max(0.0, at - time.monotonic()) for at in times]
         if self._reports is not None:
             waits_s.append(self._reports.next_s)
         ready, _, _ = select.select([self._signals], [], [], min(waits_s, default=None))
@@ -204,12 +217,25 @@ class _Supervisor:
             os._exit(status)
 
     def _stop(self, number: int) -> None:
+        now = time.monotonic()
+        if not self._stopping:
+            self._stopped_at, self._kill_at = now, now + self._stop_s() + _KILL_AFTER_S
+        elif now > self._stopped_at + SAME_SIGNAL_S:
+            self._kill_at = min(self._kill_at, now + _KILL_AFTER_S)
         self._stopping = True
         for memory in self._memories:
             memory.stop()  # first: a probe must not find the group ready when one worker drains
         if self._reports is not None:
             self._reports.stopping()
         self._pass_on(number)
+
+    def _kill(self) -> None:
+        """End the workers that do not react: a hook blocks their event loops, or they are stopped."""
+        self._kill_at = math.inf
+        self._worst = self._worst or 1
+        for pid in self._workers:
+            self._log.error("worker_killed", pid=pid)
+        self._pass_on(signal.SIGKILL)
 
     def _pass_on(self, number: int) -> None:
         for pid in self._workers:

@@ -189,6 +189,7 @@ EVENTS: dict[str, LogEvent] = {
         " input output cached cache_written reasoning",
     ),
     "worker_died": LogEvent("A worker ended, and is replaced.", "exit_status"),
+    "worker_killed": LogEvent("A worker did not end after the signal, and was killed."),
 }
 """Every event of the proxy and its built-in interceptors."""
 

@@ -173,3 +173,18 @@ async def test_closed_standard_files(tmp_path: Path) -> None:
         files = Path(f"/proc/{process.process.pid}/fd")
         assert {os.readlink(files / str(fd)) for fd in range(3)} == {os.devnull}
         await process.stop()
+
+
+async def test_a_worker_that_hangs_is_killed(tmp_path: Path) -> None:
+    """Here by the second signal; after one signal, when the time of the drain is over."""
+    (tmp_path / "weirpool.yaml").write_text(PLAIN)
+    options = ["--config", str(tmp_path / "weirpool.yaml"), "--bind", "127.0.0.1:0"]
+    async with running([*WEIRPOOL, "serve", *options, "--workers", "2"]) as process:
+        _, line = await process.event("started", 2)
+        os.kill(int(str(line["pid"])), signal.SIGSTOP)
+        process.signal(signal.SIGTERM)
+        await trio.sleep(1.2)
+        process.signal(signal.SIGTERM)
+        assert await process.exit_status() == 1
+        killed = await process.event("worker_killed")
+    assert [item["pid"] for item in killed] == [line["pid"]]
