@@ -113,6 +113,16 @@ def test_promtool_reads_every_expression(tmp_path: Path) -> None:
     promtool("check", "rules", str(file))
 
 
+def test_metrics_that_every_process_has_are_those_of_weirpool() -> None:
+    """Others are in the same Prometheus, such as its own; a queried instance can be all of them."""
+    found = [
+        labels for _, text in expressions() for labels in re.findall(r"\bprocess_\w+(.*)", text)
+    ]
+    assert found
+    for labels in found:
+        assert labels.startswith('{job="weirpool"') or not labels.startswith("{"), labels
+
+
 def test_the_dashboards_structure_is_what_grafana_imports() -> None:
     """What the schema does not say: ids, places, data sources, labels of legends."""
     panels = DASHBOARD["panels"]
