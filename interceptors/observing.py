@@ -1,9 +1,9 @@
 """`Observer`: fills in the `Operation` of one exchange, from copies of what its upstream sends.
 
 It stands beside the interceptors, not among them: it changes nothing and stops nothing. What it
-cannot read is counted, and logged once a stream. An answer is read until its first token, and from
-then on only where it has usage, an error or an end: all other events are only searched.
-`read_request` reads the request. Sans I/O.
+cannot read is counted, never logged: an interceptor that needs it logs it. An answer is read until
+its first token, and from then on only where it has usage, an error or an end: all other events are
+only searched. `operation_bodies` reads requests and usual answers. Sans I/O.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _MOST_OF_END = 3  # bytes of an end that is not whole
 
 
 def owner_of(dialect: str) -> Owner:
-    """Whom the time and the unread parts of observers are counted for."""
+    """Counts the time and the unread parts of observers."""
     return Owner(f"telemetry ({dialect})", Interceptor())
 
 

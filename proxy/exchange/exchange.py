@@ -245,17 +245,16 @@ class Exchange:
     def _account(self, outcome: Outcome) -> None:
         """Count the exchange, unless it is complete and has been counted, and write its log line."""
         route, progress, ending = self.route_name, self._progress, self._ending
+        status, log, span = self._response.status, self._log, progress.span
         tally = self._worker.metrics.routes[route]
         tally.durations.observe(self._ended_at - self.started_at, progress.trace_id)
         if progress.operation is not None:
-            failure = ending.failure
-            record_operation(self._worker, progress, outcome, failure, self._ended_at)
+            record_operation(self._worker, progress, ending, status, self._ended_at)
         if not ending.whole:
             kind = getattr(ending.failure, "kind", None)
             tally.account(outcome, kind, progress.first_byte_s, progress.trace_id)
         if outcome is Outcome.INTERCEPTED:
             tally.count_intercepted(interceptor_of(ending, progress))
-        status, log, span = self._response.status, self._log, progress.span
         log_id = self._request.request_id if span is None else span.trace_id
         if span is not None and span.sampled:
             self._end_span(span)

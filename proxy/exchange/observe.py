@@ -21,6 +21,8 @@ from ..worker.collecting import CollectedBody
 from ..worker.histograms import cells_of
 from ..worker.worker import Worker
 from .context import ExchangeContext, Progress
+from .ending import Ending
+from .line import error_type_of
 from .request_body import Body
 from .upstream_call import ReceivedHead
 
@@ -114,11 +116,11 @@ def _ignore(size: int) -> None:
 def record_operation(
     worker: Worker,
     progress: Progress,
-    outcome: Outcome,
-    failure: Exception | None,
+    ending: Ending,
+    status: int | None,
     ended_at: float,
 ) -> None:
-    """Complete the record of a call at the exchange's end, and count it."""
+    """Complete the record of a call at the exchange's end, and count it. `status`: the client's."""
     operation = progress.operation
     assert operation is not None
     endpoint = None if progress.upstream is None else progress.upstream.endpoint
@@ -128,8 +130,8 @@ def record_operation(
         operation.provider = provider_of(server.host, operation.dialect)
     if operation.error_type is None:
         has_all = operation.is_answered or operation.last_token_at is not None
-        if outcome is not Outcome.COMPLETED and not (outcome is _LEFT and has_all):
-            operation.error_type = getattr(failure, "kind", None) or outcome.value
+        if ending.outcome is not Outcome.COMPLETED and not (ending.outcome is _LEFT and has_all):
+            operation.error_type = error_type_of(ending, status, progress)
         elif operation.status is not None and operation.status >= 400:
             operation.error_type = str(operation.status)
     worker.metrics.genai.record(

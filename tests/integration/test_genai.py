@@ -8,7 +8,7 @@ import importlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from providers.transcripts import load_cases
 from structlog.testing import capture_logs
 from support.client import fetch, open_client
+from support.interceptors import Log
 from support.proxy import Proxy, open_proxy
 from support.upstream import Peer, Script, answering, open_upstream
 
@@ -347,3 +348,24 @@ async def test_a_client_that_leaves_after_the_answer_is_no_failure(
             ):
                 await trio.sleep(0.01)
     assert page == {error: 1}
+
+
+async def test_a_failed_call_has_the_error_type_of_its_log_line(log: Log, tmp_path: Path) -> None:
+    """So that an operator finds in the log what a metric shows."""
+
+    async def stays_open(peer: Peer) -> None:
+        await peer.request()
+        await peer.start_stream()
+        await peer.chunk(STREAM[: STREAM.index(b"finish")].rpartition(b"data:")[0])
+        await peer.wait_closed()
+
+    config = CONFIG.replace("reverse_proxy:", "reverse_proxy:\n  timeouts: {total: 1}")
+    async with proxy_of(stays_open, tmp_path, config) as proxy:
+        path = "/openai/v1/chat/completions"
+        headers = [("Content-Type", "application/json")]
+        with suppress(ConnectionError, trio.BrokenResourceError):
+            await fetch(proxy.port, path, method="POST", headers=headers, body=ASKED)
+        page = await page_of(proxy)
+    assert [line["error_type"] for line in log if line["event"] == "exchange"] == ["total_timeout"]
+    errors = counts(page["gen_ai_client_operation_duration_seconds"], "error_type")
+    assert errors == {"total_timeout": 1}
