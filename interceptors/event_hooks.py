@@ -18,7 +18,19 @@ from .needs import Finder, finder_of, overlap_of
 from .watcher import Watcher, watched, watched_async
 from .wire_event import WireEvent
 
-__all__ = ["EventHook", "EventHooks"]
+__all__ = ["EventHook", "EventHooks", "events_in"]
+
+
+def events_in(result: Any) -> list[Event] | tuple[Event, ...] | None:
+    """The events that an `on_event` returned; None if the result is invalid."""
+    if isinstance(result, Event):
+        return (result,)
+    if result is None:
+        return ()
+    events = result.events if isinstance(result, End) else result
+    if isinstance(events, (list, tuple)) and all(isinstance(item, Event) for item in events):
+        return events
+    return None
 
 
 class EventHook:
@@ -202,16 +214,8 @@ class EventHooks:
         the interceptor's `on_error` is `skip`.
         """
         owner = self.hooks[index].owner
-        events = result
-        if isinstance(result, End):
-            events = result.events
-        elif result is None:
-            events = ()
-        elif isinstance(result, Event):
-            events = (result,)
-        if not isinstance(events, (list, tuple)) or not all(
-            isinstance(item, Event) for item in events
-        ):
+        events = events_in(result)
+        if events is None:
             expected = "an Event, a list of Events, End(...) or None"
             owner.fail("on_event", owner.wrong("on_event", result, expected))
             return [current]

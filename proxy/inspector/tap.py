@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from interceptors import End, Event
+from interceptors.event_hooks import events_in
 from interceptors.framing import EventFramer, FrameKind, one_by_one
 from interceptors.hooks import Owner
 from interceptors.sse import find_empty_line
@@ -349,15 +350,10 @@ def _outcome(event: Event, result: Any) -> tuple[str, Sequence[Event], str | Non
     """What a hook has done with an event, the events after it, and why it failed."""
     if isinstance(result, Exception):
         return "failed", (), type(result).__name__
-    ended = isinstance(result, End)
-    events = result.events if isinstance(result, End) else result
-    if isinstance(events, Event):
-        events = (events,)
+    events = events_in(result)
     if events is None:
-        events = ()
-    if not isinstance(events, list | tuple) or not all(isinstance(item, Event) for item in events):
         return "failed", (), "TypeError"
-    if ended:
+    if isinstance(result, End):
         return "ended", events, None
     if not events:
         return "dropped", (), None
