@@ -11,7 +11,13 @@ from quart import Response, request
 
 __all__ = ["FRESH", "event_stream", "plain_text", "refuse_without"]
 
-FRESH = {"cache-control": "no-store", "x-accel-buffering": "no"}
+FRESH = {
+    "cache-control": "no-store",
+    "x-accel-buffering": "no",
+    # Another site must not observe that `/inspect/stream` ends because it has found a text.
+    "x-content-type-options": "nosniff",
+    "cross-origin-resource-policy": "same-origin",
+}
 
 
 def plain_text(text: str, status: int = 200, **headers: str) -> Response:

@@ -148,7 +148,9 @@ class Watching:
 async def watching(port: int, query: str = "") -> AsyncIterator[Watching]:
     client = await open_client(port)
     await client.send("GET", f"/inspect/stream{query}", SECRET)
-    assert (await client.head()).status == 200
+    head = await client.head()
+    assert head.status == 200
+    assert head.all("cross-origin-resource-policy") == [b"same-origin"]
     found = Watching()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(found.read, client)

@@ -100,6 +100,7 @@ async def test_status_and_its_stream_show_what_happens(workers: str, tmp_path: P
 
             watcher, stream = await watch(admin)
             assert stream.all("content-type") == [b"text/event-stream"]
+            assert stream.all("cross-origin-resource-policy") == [b"same-origin"]
             state = await next_state(watcher, stream)
             assert (state["streams"], state["reload"]) == (0, None)
             assert len(state["workers"]) == int(workers)
