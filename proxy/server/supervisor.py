@@ -28,8 +28,10 @@ from .serve import HELD, SAME_SIGNAL_S, START_FAILED
 __all__ = ["run_workers"]
 
 _LEAST_LIFE_S = 1.0
-_KILL_AFTER_S = 2.0
-"""After the time in which a worker ends, or after a second signal."""
+_KILL_AFTER_S = 5.0
+"""After the time in which a worker ends: what is left hangs."""
+_KILL_SOON_S = 2.0
+"""After a second signal."""
 _STORE = -1  # in the place of a worker's index
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _HANDLED = (*_ENDING, *HELD, signal.SIGCHLD)
@@ -221,7 +223,7 @@ class _Supervisor:
         if not self._stopping:
             self._stopped_at, self._kill_at = now, now + self._stop_s() + _KILL_AFTER_S
         elif now > self._stopped_at + SAME_SIGNAL_S:
-            self._kill_at = min(self._kill_at, now + _KILL_AFTER_S)
+            self._kill_at = min(self._kill_at, now + _KILL_SOON_S)
         self._stopping = True
         for memory in self._memories:
             memory.stop()  # first: a probe must not find the group ready when one worker drains
