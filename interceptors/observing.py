@@ -122,6 +122,8 @@ class Observer:
         reading.close()
 
     def _give_up(self, reason: str) -> None:
+        if self._reading is not None:
+            self._reading.close()
         self._reading = self._search = None
         self._carry.clear()
         self._context.note_unread(reason)
@@ -230,42 +232,44 @@ class _Reading(CallStream):
         self._owner: Owner = context.owner
         self._operation = operation
         self._readers = readers
+        self._wants_token = False
         self.search: _Search | None = None
         """Finds the events that matter; None: all do."""
 
     def begin(self, *, is_events: bool) -> None:
         """The kind of the body is known."""
-        self._operation.streams = is_events
-        handlers: dict[type[Part], Handler] = {
-            TextDelta: self._note_token,
-            ToolCallDelta: self._note_token,
-            Finish: self.on_finish,
-            dialects.Usage: self.on_usage,
-            ProviderError: self.on_provider_error,
-        }
-        self._driver = MessageDriver(
-            handlers, _NAMES, "_Reading", self._readers, self.context, holds=False, others=False
-        )
-        if not is_events:
-            self._ignore_content()
+        self._operation.streams = self._wants_token = is_events
 
     def read(self, event: Event) -> None:
         """Read an event or a body."""
         began = perf_counter()
-        self.on_event(event)
+        driver = self._driver or self._open_driver()
+        driver.on_event(event)
         self._note_names(event, self.model)
+        if self._wants_token and self._operation.first_token_at is not None:
+            self._wants_token = False
+            if driver.reader is not None:
+                self._readers = (type(driver.reader),)
+            self.search = _search_of_rest(self._readers)
+            self.close()  # a stream that only passes holds none; a later event opens another
         self._owner.note("read", perf_counter() - began)
-        if self.search is None and self._operation.first_token_at is not None:
-            self._ignore_content()
 
     def close(self) -> None:
         """Break the reference cycle with the driver."""
         self._driver = None
 
-    def _ignore_content(self) -> None:
-        assert self._driver is not None
-        self._driver.ignore_content()
-        self.search = _search_of_rest(self._readers)
+    def _open_driver(self) -> MessageDriver:
+        handlers: dict[type[Part], Handler] = {
+            Finish: self.on_finish,
+            dialects.Usage: self.on_usage,
+            ProviderError: self.on_provider_error,
+        }
+        if self._wants_token:
+            handlers[TextDelta] = handlers[ToolCallDelta] = self._note_token
+        self._driver = MessageDriver(
+            handlers, _NAMES, "_Reading", self._readers, self.context, holds=False, others=False
+        )
+        return self._driver
 
     def _note_token(self, part: TextDelta | ToolCallDelta) -> None:
         if self._operation.first_token_at is None:

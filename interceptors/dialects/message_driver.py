@@ -85,12 +85,6 @@ class MessageDriver:
         needles = {reader.needles[part] for reader in self._readers for part in self._handlers}
         return re.compile(b"|".join(sorted(needles))) if needles else ()
 
-    def ignore_content(self) -> None:
-        """Read no texts and tool calls from now on. For hooks that need nothing else."""
-        self._deltas = False
-        if self.reader is not None:
-            self.reader.deltas = False
-
     def ask_to_finish(self, reason: str | None, text: str) -> None:
         """Remember the request of `MessageStream.finish`. Raises `TypeError` where it is not
         allowed.

@@ -73,10 +73,10 @@ def observe_head(ctx: ExchangeContext, operation: Operation, received: ReceivedH
 
 
 def observe_body(ctx: ExchangeContext, body: bytes) -> None:
-    """Read a whole body, if it is observed."""
+    """Read a whole body, of a response that is observed."""
     operation, owner = ctx.progress.operation, ctx.route.observer
-    if operation is None or owner is None or not ctx.progress.is_observed:
-        return
+    assert operation is not None
+    assert owner is not None
     if not body.startswith(b"{"):
         is_read = False
     elif has_messages(operation.dialect):
