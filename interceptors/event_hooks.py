@@ -8,6 +8,7 @@ a stream.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 from typing import Any
 
 from .api import AsyncStreamInterceptor, End, EventResult, StreamInterceptor
@@ -173,12 +174,17 @@ class EventHooks:
             following: list[Event] = []
             for event in events:
                 answer: Any = event
-                if hook.wants(event):
+                if hook.need is None or hook.wants(event):
+                    began = perf_counter()
                     try:
-                        with hook.owner.timed("on_event"):
-                            answer = hook.call(event)
+                        answer = hook.call(event)
                     except Exception as error:
                         hook.owner.fail("on_event", error)
+                    finally:
+                        hook.owner.note("on_event", perf_counter() - began)
+                if answer is event:
+                    following.append(event)
+                    continue
                 following += self._check(at, event, answer)
                 if self.ending == at:
                     break

@@ -41,7 +41,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("passage", "hooks", "chain"):
+    for module in ("passage", "event_hooks", "hooks", "chain"):
         monkeypatch.setattr(f"interceptors.{module}.perf_counter", clock)
     return clock
 
