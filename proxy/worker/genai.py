@@ -45,6 +45,11 @@ _CHOSEN = frozenset(
 """Labels whose values clients and upstreams choose."""
 _CHOSEN_OF_CALL = ("gen_ai_request_model", "gen_ai_response_model")
 _CHOSEN_OF_MCP = ("mcp_method_name", "gen_ai_tool_name")
+_NOTIFICATIONS = frozenset(
+    f"notifications/{name}"
+    for name in ("cancelled", "initialized", "progress", "roots/list_changed", "tasks/status")
+)
+"""Those that MCP's clients send."""
 _SERIES_FOR_EACH_VALUE = 10
 _BELOW_10_MS = sum(bound < _SECONDS[0] for bound in GAP_BOUNDS)
 
@@ -261,7 +266,10 @@ class GenAiMetrics(Collector):
             "gen_ai_request_model": operation.request_model,
             "gen_ai_response_model": operation.response_model,
         }
-        new = operation.error_type is None
+        new = operation.error_type is None and (
+            # Servers accept each notification, whatever its name.
+            not is_mcp or operation.jsonrpc_id is not None or operation.mcp_method in _NOTIFICATIONS
+        )
         names = _CHOSEN_OF_MCP if is_mcp else _CHOSEN_OF_CALL
         shown = {name: self._values[name].of(chosen[name], new=new) for name in names}
         error = self._values[_ERROR].of(operation.error_type)

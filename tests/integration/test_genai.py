@@ -369,3 +369,20 @@ async def test_a_failed_call_has_the_error_type_of_its_log_line(log: Log, tmp_pa
     assert [line["error_type"] for line in log if line["event"] == "exchange"] == ["total_timeout"]
     errors = counts(page["gen_ai_client_operation_duration_seconds"], "error_type")
     assert errors == {"total_timeout": 1}
+
+
+async def test_notifications_do_not_use_up_labels(tmp_path: Path) -> None:
+    """Servers accept notifications of any name, and CONFIG has only two labels."""
+    sent = [{"method": f"x{number}"} for number in range(3)]
+    sent += [{"method": "tools/call", "params": {"name": f"t{number}"}} for number in range(3)]
+    sent += [{"method": "notifications/initialized"}]
+    sent += [{"method": "tools/call", "id": 7, "params": {"name": "add"}}]
+    async with proxy_of(models, tmp_path) as proxy:
+        headers = [("Content-Type", "application/json"), ("Accept", "application/json")]
+        for message in sent:
+            body = json.dumps({"jsonrpc": "2.0", **message}).encode()
+            await fetch(proxy.port, "/mcp", method="POST", headers=headers, body=body)
+        family = (await page_of(proxy))["mcp_client_operation_duration_seconds"]
+    methods = {"other": 6, "notifications/initialized": 1, "tools/call": 1}
+    assert counts(family, "mcp_method_name") == methods
+    assert counts(family, "gen_ai_tool_name") == {"": 4, "other": 3, "add": 1}
