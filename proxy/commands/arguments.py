@@ -95,14 +95,7 @@ def add_bench(bench: argparse.ArgumentParser) -> None:
 
 def add_tail(tail: argparse.ArgumentParser) -> None:
     """Add the options of `tail`."""
-    tail.add_argument(
-        "--url",
-        default="http://127.0.0.1:9000",
-        help="the admin port, or the proxy, with admin.prefix (default: http://127.0.0.1:9000)",
-    )
-    tail.add_argument(
-        "--token", help="admin.token of the configuration (default: $WEIRPOOL_ADMIN_TOKEN)"
-    )
+    _add_pages(tail)
     tail.add_argument("--exchange", metavar="ID", help="one live stream: its id, or its request id")
     tail.add_argument("--route", metavar="PREFIX", help="streams of this route")
     tail.add_argument("--client", metavar="ADDRESS", help="streams of this client")
@@ -121,14 +114,7 @@ def add_tail(tail: argparse.ArgumentParser) -> None:
 
 def add_top(top: argparse.ArgumentParser) -> None:
     """Add the options of `top`."""
-    top.add_argument(
-        "--url",
-        default="http://127.0.0.1:9000",
-        help="the admin port, or the proxy, with admin.prefix (default: http://127.0.0.1:9000)",
-    )
-    top.add_argument(
-        "--token", help="admin.token of the configuration (default: $WEIRPOOL_ADMIN_TOKEN)"
-    )
+    _add_pages(top)
     top.add_argument(
         "--interval",
         metavar="SECONDS",
@@ -154,6 +140,18 @@ def add_usage(usage: argparse.ArgumentParser) -> None:
         "--since", metavar="TIME", default="24h", help="such as 24h or 7d (default: 24h)"
     )
     usage.add_argument("--format", choices=("table", "json", "csv"), default="table")
+
+
+def _add_pages(command: argparse.ArgumentParser) -> None:
+    """Add the options that say where the admin pages are."""
+    command.add_argument(
+        "--url",
+        default="http://127.0.0.1:9000",
+        help="the admin port, or the proxy, with admin.prefix (default: http://127.0.0.1:9000)",
+    )
+    command.add_argument(
+        "--token", help="admin.token of the configuration (default: $WEIRPOOL_ADMIN_TOKEN)"
+    )
 
 
 def _count(text: str) -> int:
