@@ -1,7 +1,7 @@
 """The trace context inside MCP messages: `params._meta` of a request or a notification.
 
-MCP SEP-414. SDKs put it there because not every transport of MCP has headers. Everything else in a
-message keeps its bytes. A batch (2025-03-26) stays as it is.
+MCP SEP-414. SDKs put it there because not every transport of MCP has headers. All other values
+of a message keep their bytes. A batch (2025-03-26) stays as it is.
 """
 
 from __future__ import annotations
