@@ -27,6 +27,7 @@ from .message import Request, ResponseHead
 
 __all__ = [
     "COUNTS",
+    "MAX_NAME",
     "AskedCall",
     "CallStream",
     "Metering",
@@ -41,7 +42,7 @@ __all__ = [
 _FAILED = frozenset(("error", "failed"))
 _ASKED = "usage.asked"
 _LAST = "usage.last"
-_MAX_NAME = 200
+MAX_NAME = 200
 _MOST_CHOICES = 1_000_000
 _MAX_REASONS = 10
 
@@ -60,9 +61,9 @@ class AskedCall(msgspec.Struct):
 
 def cut_name(text: str) -> str:
     """A name for labels and logs: cut, and without lone surrogates, which metrics cannot show."""
-    if len(text) <= _MAX_NAME and text.isascii():
+    if len(text) <= MAX_NAME and text.isascii():
         return text
-    return text[:_MAX_NAME].encode("utf-8", "replace").decode()
+    return text[:MAX_NAME].encode("utf-8", "replace").decode()
 
 
 def read_call(request: Request) -> AskedCall | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from time import perf_counter
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec.json import Decoder
@@ -21,7 +21,7 @@ from .dialects.reader import Reader
 from .dialects.tokens import read_counts
 from .hooks import Owner
 from .message import Request
-from .metering import cut_name, read_asked
+from .metering import MAX_NAME, cut_name, read_asked
 from .operation import Operation, operation_name
 
 __all__ = ["read_answer", "read_mcp_answer", "read_request"]
@@ -29,8 +29,12 @@ __all__ = ["read_answer", "read_mcp_answer", "read_request"]
 _TOOL_ERROR = "tool_error"
 
 
+_Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
+"""A name that `cut_name` would not change."""
+
+
 class _Call(msgspec.Struct):
-    model: str | None = None
+    model: _Name | None = None
 
 
 class _McpCall(msgspec.Struct):
@@ -83,7 +87,7 @@ def read_request(
 
 def _model_in(body: bytes) -> str | None:
     try:
-        model = _CALL.decode(body).model
+        return _CALL.decode(body).model
     except (msgspec.DecodeError, RecursionError):
         model = read_asked(body).model
     return cut_name(model) if isinstance(model, str) else None
@@ -98,15 +102,15 @@ def _header(request: Request, name: str) -> str | None:
 
 
 class _Answer(msgspec.Struct, gc=False):
-    id: str
-    model: str | None = None
+    id: _Name
+    model: _Name | None = None
     usage: dict[str, Any] | None = None
     error: None = None
 
 
 class _Choice(msgspec.Struct, gc=False):
     index: int = 0
-    finish_reason: str | None = None
+    finish_reason: _Name | None = None
     usage: None = None
     error: None = None
 
@@ -134,7 +138,7 @@ class _Response(_Answer, kw_only=True, gc=False):
 
 class _Message(_Answer, kw_only=True, gc=False):
     type: Literal["message"]
-    reason: str | None = msgspec.field(name="stop_reason")
+    reason: _Name | None = msgspec.field(name="stop_reason")
 
 
 _ANSWERS: Mapping[type[Reader], Decoder[Any]] = {
@@ -159,11 +163,10 @@ def read_answer(operation: Operation, owner: Owner, path: str, body: bytes) -> b
     if not answer.id:
         return False
     operation.streams = False
-    operation.response_id = cut_name(answer.id)
-    if answer.model is not None:
-        operation.response_model = cut_name(answer.model)
-    if answer.reason:
-        operation.finish_reasons = (cut_name(answer.reason),)
+    operation.response_id = answer.id
+    operation.response_model = answer.model
+    if reason := answer.reason:
+        operation.finish_reasons = (reason,)
     if answer.usage is not None:
         operation.set_counts(
             read_counts(answer.usage), cached_is_apart=readers[0] is AnthropicReader

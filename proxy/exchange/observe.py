@@ -77,14 +77,13 @@ def observe_body(ctx: ExchangeContext, body: bytes) -> None:
     operation, owner = ctx.progress.operation, ctx.route.observer
     assert operation is not None
     assert owner is not None
-    if not body.startswith(b"{"):
-        is_read = False
-    elif has_messages(operation.dialect):
-        is_read = True
-        read_mcp_answer(operation, body)
-    else:
-        is_read = read_answer(operation, owner, _path(ctx), body)
-    if not is_read and (observer := open_observer(ctx)) is not None:
+    if body.startswith(b"{"):
+        if read_answer(operation, owner, _path(ctx), body):
+            return
+        if has_messages(operation.dialect):
+            read_mcp_answer(operation, body)
+            return
+    if (observer := open_observer(ctx)) is not None:
         observer.read_body(body, trio.current_time())
 
 
@@ -138,7 +137,7 @@ def record_operation(
         operation,
         started_at=progress.started_at,
         ended_at=ended_at,
-        first_read_at=progress.first_read,
+        first_read_at=progress.first_read if operation.streams else None,
         gaps=progress.chunks,
         trace_id=progress.trace_id,
     )

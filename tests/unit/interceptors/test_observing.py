@@ -99,6 +99,7 @@ async def test_usual_answers_are_read_alike_by_both_readers(autojump_clock: Mock
         (CHAT, {"x_groq": {"usage": {"prompt_tokens": 1}}}, False),
         (CHAT, {"id": ""}, False),
         (CHAT, {"id": 7}, False),
+        (CHAT, {"model": "m" * 201}, False),
         (CHAT, {"usage": [1]}, False),
         ("/v1/responses", {"object": "response", "status": "completed"}, True),
         ("/v1/responses", {"object": "response", "status": "incomplete"}, False),
