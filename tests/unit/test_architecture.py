@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import subprocess
 import sys
 import tomllib
 from functools import cache
 from pathlib import Path
+
+from bench.house import LIMITS, measure
+from support.required import lacking
 
 ROOT = Path(__file__).parents[2]
 MAY_IMPORT = {"pools": set(), "interceptors": {"pools"}, "proxy": {"interceptors", "pools"}}
@@ -121,6 +125,18 @@ def test_only_one_module_uses_hypercorns_private_names() -> None:
         if any(name in path.read_text() for name in private)
     }
     assert users == {Path("proxy/downstream/server.py")}
+
+
+def test_functions_and_modules_are_small() -> None:
+    if importlib.util.find_spec("radon") is None:
+        lacking("radon (the extra `lint`)", "WEIRPOOL_REQUIRE_CHECKERS")
+    sizes = measure(ROOT, MODULES)
+    assert [
+        (kind, *item)
+        for kind, limit in LIMITS.items()
+        for item in getattr(sizes, kind)
+        if item[0] > limit
+    ] == []
 
 
 def test_every_package_is_in_the_distribution() -> None:
