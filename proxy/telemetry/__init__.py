@@ -6,7 +6,6 @@
 - `settings`: what the environment asks for;
 - `tracing`: what a worker needs for traces;
 - `otel`: the OpenTelemetry SDK. Only `tracing` imports it, and only if traces are on;
-- `otlp`: spans as OTLP messages, for `otel`.
 """
 
 from .context import TRACE_FIELDS, TraceContext, read_context

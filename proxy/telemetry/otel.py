@@ -1,7 +1,7 @@
 """The OpenTelemetry SDK: sampler, resource, exporters, as the `OTEL_*` variables set them.
 
-This module and `otlp` are the only ones that import OpenTelemetry. A span becomes one of the SDK's
-when it has ended: the SDK's own spans cost 40 us each, because they can be changed by any thread.
+The only module that imports OpenTelemetry. A span becomes one of the SDK's when it has ended: the
+SDK's own spans cost 40 us each, because they can be changed by any thread.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -153,11 +152,6 @@ def _load(name: str) -> type[SpanExporter]:
         found: type[SpanExporter] = points[0].load()
     except Exception as error:
         raise TracingUnavailable(f"the exporter {name} cannot be imported: {error}") from None
-    if name in _PACKAGES:
-        with suppress(ImportError):  # a version with other modules keeps its own encoder
-            from .otlp import encode_faster
-
-            encode_faster(found)
     return found
 
 
