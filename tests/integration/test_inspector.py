@@ -5,6 +5,8 @@ with the token.
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -533,11 +535,18 @@ drain: {{timeout: 1}}
 """
         )
         async with running(serve("--config", str(file), "--workers", "3")) as process:
-            port = port_in((await process.event("started", 3))[0])
-            clients = [await open_client(port) for _ in range(12)]
-            for client in clients:
-                await client.send("GET", "/")
-                await client.head()
+            started = await process.event("started", 3)
+            one, *others = (line["pid"] for line in started)
+            clients = []
+            for stopped in ([one], others):  # so that two workers have streams
+                for pid in stopped:
+                    os.kill(pid, signal.SIGSTOP)
+                for _ in range(6):
+                    clients.append(await open_client(port_in(started[0])))
+                    await clients[-1].send("GET", "/")
+                    await clients[-1].head()
+                for pid in stopped:
+                    os.kill(pid, signal.SIGCONT)
             async with watching(admin) as found:
                 await found.kinds("begin", 12)
                 assert len({item["worker"] for item in found.of("begin")}) > 1
@@ -548,8 +557,8 @@ drain: {{timeout: 1}}
                     ("data: all\n\n",),
                     (),
                 }
-                one = found.of("begin")[-1]
-                async with watching(admin, f"?exchange={one['exchange']}") as alone:
+                last = found.of("begin")[-1]
+                async with watching(admin, f"?exchange={last['exchange']}") as alone:
                     await alone.kinds("begin")
                     for client in clients:
                         await client.aclose()
