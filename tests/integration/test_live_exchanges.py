@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import pytest
@@ -75,16 +74,16 @@ async def test_status_lists_an_open_exchange(
             received += await client.stream.receive_some()
         shown = await live(p, phase)
         assert 0 <= shown.pop("age") < 60
-        assert re.fullmatch("[0-9a-f]{32}", shown.pop("request_id"))
         expected = {
             "id": p.worker.entered,
             "worker": 0,
             "route": "/",
             "upstream": "up",
             "endpoint": None if phase == "on_request" else upstream.url,
-            "client": "127.0.0.1",
+            "request_id": None,  # these pages are public
+            "client": None,
             "method": request_bytes.split()[0].decode(),
-            "path": None,  # these pages are public
+            "path": None,
             "call": None,
             "phase": phase,
         }

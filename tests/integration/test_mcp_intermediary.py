@@ -110,12 +110,13 @@ async def test_a_request_goes_up_to_the_byte(method: str, serve_once: Serve) -> 
     (request,) = rig.upstream.requests
     assert (request.method, request.target) == (method, b"/a/../mcp?x=%2F")
     assert request.body == (body or b"")
-    expected = [("Host", f"127.0.0.1:{rig.upstream.port}"), *sent, ("accept-encoding", "identity")]
+    expected = [("Host", f"127.0.0.1:{rig.upstream.port}"), *sent]
     expected += [("content-length", str(len(body)))] if body is not None else []
     expected += [("x-forwarded-for", "127.0.0.1"), ("x-forwarded-proto", "http")]
     expected += [("x-forwarded-host", "proxy.test"), ("via", "1.1 us")]
+    expected += [("accept-encoding", "identity")]
     got = [(name.decode().lower(), value.decode("latin-1")) for name, value in request.headers]
-    got[-1] = (got[-1][0], re.sub("weirpool-[0-9a-f]{16}", "us", got[-1][1]))
+    got[-2] = (got[-2][0], re.sub("weirpool-[0-9a-f]{16}", "us", got[-2][1]))
     assert got == [(name.lower(), value) for name, value in expected]
 
 
