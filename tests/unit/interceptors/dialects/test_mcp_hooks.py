@@ -375,7 +375,7 @@ def test_answers_are_added_to_a_batch(status: int, body: bytes, expected: Any) -
     if response is not None:
         assert (response.status, json.loads(response.body)) == (200, expected)
     elif expected is None:
-        with pytest.raises(StreamAborted, match="no JSON"):
+        with pytest.raises(StreamAborted, match="not JSON"):
             run_json(chain, body, request=request)
     else:
         assert json.loads(run_json(chain, body, request=request, head=head)) == expected
