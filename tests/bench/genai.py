@@ -1,6 +1,7 @@
-"""What `telemetry.genai` costs: CPU time of the proxy with and without it, in alternation.
+"""What observation costs: CPU time of the proxy without it, with `telemetry.genai`, and with `genai` and
+a span for each exchange of which 10 % are exported, in alternation.
 
-PYTHONPATH=.:tests .venv/bin/python tests/bench/genai.py [--rounds 5] [--set KEY=VALUE ...]
+PYTHONPATH=.:tests .venv/bin/python tests/bench/genai.py [--rounds 5] [paced busy short]
 
 The upstream answers as OpenAI's chat completions do. `paced`, `busy`: streams; `short`: JSON. Prints
 the median CPU time of an event (`short`: of a request), and the ratio of the medians.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -17,6 +19,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from traces import collector
 
 from proxy.commands.bench import load
 from proxy.commands.bench.figures import Result, Settings
@@ -63,7 +67,9 @@ class _Load(load._Load):
 
 
 @contextmanager
-def proxy(upstream_port: int, directory: str, telemetry: dict[str, object]) -> Iterator[list[int]]:
+def proxy(
+    upstream_port: int, directory: str, telemetry: dict[str, object], variables: dict[str, str]
+) -> Iterator[list[int]]:
     """The port and the process of a proxy with one route."""
     port = free_port()
     config = {
@@ -78,7 +84,8 @@ def proxy(upstream_port: int, directory: str, telemetry: dict[str, object]) -> I
     file = Path(directory) / f"{port}.yaml"
     file.write_text(json.dumps(config))
     serve = [sys.executable, "-m", "proxy", "serve", "--config", str(file)]
-    with running([*serve, "--bind", f"127.0.0.1:{port}"], port) as process:
+    environment = {**os.environ, **variables}
+    with running([*serve, "--bind", f"127.0.0.1:{port}"], port, env=environment) as process:
         yield [port, process.pid]
 
 
@@ -106,9 +113,25 @@ def main() -> None:
         return
     upstream_port = free_port()
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+        endpoint = stack.enter_context(collector())
+        if (os.cpu_count() or 1) > 1:
+            os.sched_setaffinity(0, {int(LOAD_CORE)})  # the collector takes no time of the proxy
+        traces = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+            "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+            "OTEL_TRACES_SAMPLER_ARG": "0.1",
+            "OTEL_BSP_SCHEDULE_DELAY": "500",
+        }
         proxies = {
-            name: stack.enter_context(proxy(upstream_port, directory, {"genai": name == "on"}))
-            for name in ("off", "on")
+            name: stack.enter_context(
+                proxy(
+                    upstream_port,
+                    directory,
+                    {"genai": name != "off"},
+                    traces if name == "all" else {},
+                )
+            )
+            for name in ("off", "genai", "all")
         }
         for scenario in given.names or SCENARIOS:
             taken: dict[str, list[float]] = {name: [] for name in proxies}
@@ -119,8 +142,11 @@ def main() -> None:
                         print(f"{scenario} {name}: {result.failed} streams failed")
                     if number:  # the first round warms up
                         taken[name].append(result.cpu_us_per_event)
-            off, on = (statistics.median(taken[name]) for name in ("off", "on"))
-            print(f"{scenario:8} off {off:7.1f} us  on {on:7.1f} us  ratio {on / off:.2f}")
+            medians = {name: statistics.median(taken[name]) for name in taken}
+            shown = [
+                f"{name} {us:6.1f} us ({us / medians['off']:.2f})" for name, us in medians.items()
+            ]
+            print(f"{scenario:8}", *shown, sep="  ", flush=True)
 
 
 if __name__ == "__main__":
