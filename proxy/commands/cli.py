@@ -97,7 +97,7 @@ def _open_standard_files() -> None:
     if sys.stdout is None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - until the process ends
     if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - as above
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -103,7 +103,7 @@ class Wait:
         self._task = current_task()
         if timeout_s != inf:
             self._timeouts = self._hub.timeouts.start(self, timeout_s)
-        if park is None:
+        if park is None:  # ASYNC105: a generator cannot await
             result = yield from wait_task_rescheduled(self._abort)  # noqa: ASYNC105
         else:  # as `wait_task_rescheduled` does, without its two frames
             came = yield park(self._abort)

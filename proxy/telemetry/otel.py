@@ -108,7 +108,7 @@ class OtelSdk:
     def close(self) -> None:
         """Send what is queued. Blocks for at most half a minute an exporter."""
         for processor in self._processors:
-            processor.shutdown()  # type: ignore[no-untyped-call]
+            processor.shutdown()  # type: ignore[no-untyped-call]  # the SDK has no types here
 
     def _texts(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
         """Attributes with their texts as they can be sent."""

@@ -4,7 +4,7 @@
     --seconds 4      of each window
     --rounds 8       windows of each kind, in alternation
 
-Kinds: nobody watches; a client reads all events of all streams; one does not read at all; one reads one
+Kinds: no watcher; a client reads all events of all streams; one does not read at all; one reads one
 stream. Prints the latency from the upstream to the client, and the proxy's CPU time for an event: the
 median over the rounds. On a busy machine compare kinds, not numbers.
 """
@@ -52,7 +52,7 @@ interceptors: [{name: one, use: "./mine.py:One"}, {name: two, use: "./mine.py:Tw
 admin: {port: %d, inspect: true, token: token-of-the-bench-01}
 """
 KINDS = {
-    "nobody": None,
+    "none": None,
     "reads all": "",
     "stalled": "",
     "reads one": "?exchange=0-1",

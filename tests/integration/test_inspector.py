@@ -1,5 +1,5 @@
-"""The inspector: live streams, event by event, before and after each interceptor, for whoever watches
-with the token.
+"""The inspector: live streams, event by event, before and after each interceptor, for
+clients with the token.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ async def test_what_no_hook_sees_is_shown_too(
 @pytest.mark.parametrize("path", ["/", "/hooked"])
 @pytest.mark.parametrize("leaves", ["watcher", "client", "upstream"])
 async def test_a_stream_is_joined_and_left_in_its_middle(path: str, leaves: str) -> None:
-    """A joined stream begins with the next whole event. Nothing stays behind, whoever leaves."""
+    """A joined stream begins with the next whole event. Nothing is kept after either side leaves."""
     steps = Steps()
     async with inspected(steps.script) as proxy:
         client = await open_client(proxy.port)

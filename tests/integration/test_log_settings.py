@@ -177,7 +177,7 @@ async def test_the_level_changes_while_it_runs(workers: str, tmp_path: Path) -> 
 
 
 async def test_who_may_change_the_level(tmp_path: Path) -> None:
-    """Who has the token, or reaches the private port; not a page of another origin."""
+    """A request with the token or on the private port sets it; a page of another origin does not."""
     form = [BEARER, ("Content-Type", "application/x-www-form-urlencoded")]
     async with site(tmp_path) as one:
         assert await one.page("POST", body=b"level=error", headers=form[1:]) == 401

@@ -254,7 +254,7 @@ async def test_public_pages_show_no_detail(tmp_path: Path) -> None:
 
 
 async def test_a_slow_watcher_gets_the_newest_state(autojump_clock: trio.testing.MockClock) -> None:
-    """Those before are lost, for it alone; nothing is computed while nobody watches."""
+    """Only this watcher loses the states before; without a watcher nothing is computed."""
     computed = 0
 
     async def compute() -> bytes:

@@ -158,7 +158,7 @@ sys.exit(main(["top"]))
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
-    """A wrong address, no terminal, no package. ASCII where the output can be no more."""
+    """A wrong address, no terminal, no package. ASCII where the encoding has no other characters."""
     nowhere = f"http://127.0.0.1:{free_port()}"
     done = top("--once", "--url", nowhere)
     assert (done.returncode, done.stderr) == (1, f"weirpool: {nowhere}: Connection refused\n")

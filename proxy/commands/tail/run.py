@@ -50,6 +50,7 @@ def run_tail(asked: Asked) -> int:
     tape: BinaryIO | None = None
     if asked.tape is not None:
         try:
+            # SIM115: closed in the `finally` below.
             tape = open(asked.tape, "xb", opener=_open_private)  # noqa: SIM115
         except OSError as error:
             raise ConfigError(f"--tape {asked.tape}: {error.strerror}") from None
